@@ -1,0 +1,1 @@
+"""Attention: the contract and its implementations."""

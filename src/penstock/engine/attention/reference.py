@@ -1,0 +1,68 @@
+"""Paged attention, plainly: the oracle for every faster backend, and the one that runs everywhere.
+
+Per sequence it gathers keys and values of the context and computes softmax(q k / sqrt(d)) v in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from penstock.engine.attention.contract import Attend
+from penstock.engine.batch import Batch
+from penstock.engine.spec import DecoderSpec
+
+
+class ReferenceAttention:
+    """KV cache and attention in plain PyTorch, on any device and dtype."""
+
+    def __init__(
+        self, spec: DecoderSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.spec = spec
+        self.scale = spec.head_dim**-0.5
+        shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def bind(self, batch: Batch) -> Attend:
+        """See the contract."""
+        visible = [self._masks(batch, index) for index in range(len(batch.context_slots))]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.keys[layer].index_copy_(0, batch.slots, key)
+            self.values[layer].index_copy_(0, batch.slots, value)
+            window = self.spec.windows[layer]
+            out = torch.empty_like(query)
+            for index, slots in enumerate(batch.context_slots):
+                start, end = batch.query_starts[index], batch.query_starts[index + 1]
+                out[start:end] = self._attend_one(
+                    query[start:end],
+                    self.keys[layer].index_select(0, slots),
+                    self.values[layer].index_select(0, slots),
+                    visible[index][window],
+                )
+            return out.flatten(1)
+
+        return attend
+
+    def _masks(self, batch: Batch, index: int) -> dict[int | None, Tensor]:
+        """For each window the model uses: bool (count, context), True where a query sees a position."""
+        start, end = batch.query_starts[index], batch.query_starts[index + 1]
+        queries = batch.positions[start:end, None]
+        context = torch.arange(len(batch.context_slots[index]), device=queries.device)[None, :]
+        causal = context <= queries
+        return {
+            window: causal if window is None else causal & (context > queries - window)
+            for window in set(self.spec.windows)
+        }
+
+    def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+        """query (count, heads, d), keys and values (context, kv_heads, d) -> (count, heads, d)."""
+        count, heads, size = query.shape
+        group = heads // self.spec.num_kv_heads
+        grouped = query.float().view(count, self.spec.num_kv_heads, group, size)
+        scores = torch.einsum("qhgd,khd->hgqk", grouped, keys.float()) * self.scale
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        out = torch.einsum("hgqk,khd->qhgd", weights, values.float())
+        return out.reshape(count, heads, size).to(query.dtype)

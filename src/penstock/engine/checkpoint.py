@@ -1,0 +1,71 @@
+"""From what a user calls a model to a folder on disk: built-in, path, or Hugging Face id."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from penstock.base.errors import CheckpointError
+
+BUILTIN_PREFIX = "builtin:"
+# A Hugging Face id: one owner, one name.
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+# What serving needs; leaves out duplicate formats (pickles, ONNX, GGUF) that can double a download.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def served_name(model: str) -> str:
+    """The name that clients use: `tiny` for `builtin:tiny`, a folder's own name, a Hugging Face id as it is."""
+    if model.startswith(BUILTIN_PREFIX):
+        return model.removeprefix(BUILTIN_PREFIX)
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def builtin_names() -> list[str]:
+    """Models that come with the package."""
+    root = resources.files("penstock") / "builtin"
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and (entry / "config.json").is_file())
+
+
+def resolve(model: str) -> Path:
+    """The model's folder; downloads a Hugging Face id into its cache if it is not there.
+
+    Raises:
+        CheckpointError: no such built-in, folder or id, or the download failed.
+    """
+    if model.startswith(BUILTIN_PREFIX):
+        name = model.removeprefix(BUILTIN_PREFIX)
+        if name not in builtin_names():
+            raise CheckpointError(
+                f"there is no built-in model {name!r}; there is: {', '.join(builtin_names())}", param="model"
+            )
+        return Path(str(resources.files("penstock") / "builtin" / name))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{model} is a file; give the folder that holds config.json", param="model")
+    if not _HUB_ID.match(model) or model.startswith((".", "~")):
+        raise CheckpointError(
+            f"{model!r} is neither builtin:NAME, nor a folder, nor a Hugging Face id (owner/name)", param="model"
+        )
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download  # here: it takes half a second to import
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"Hugging Face has no model {model!r}, or it is gated and HF_TOKEN is missing", param="model"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"there is no folder {model!r}, and it could not be downloaded as a Hugging Face id: {error}",
+            param="model",
+        ) from error

@@ -1,0 +1,100 @@
+"""Device, dtype and KV pool: decided once at start, with the arithmetic to print."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from penstock.base.errors import ConfigurationError
+from penstock.engine.settings import EngineSettings
+from penstock.engine.spec import DecoderSpec
+
+MIB = 1 << 20
+# Below this, float32 on a CPU costs little memory and is as fast as bfloat16.
+SMALL_MODEL_PARAMETERS = 100_000_000
+CPU_KV_SHARE = 0.25
+CUDA_KV_SHARE = 0.85
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where the model runs and how much its KV pool holds."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    weight_bytes: int
+    block_bytes: int
+
+    def describe(self) -> str:
+        """One line of arithmetic for the start log."""
+        return (
+            f"{self.device} {str(self.dtype).removeprefix('torch.')}: weights {self.weight_bytes / MIB:.1f} MiB, "
+            f"KV pool {self.num_blocks} blocks x {self.block_size} tokens x "
+            f"{self.block_bytes // self.block_size} bytes = {self.num_blocks * self.block_bytes / MIB:.1f} MiB, "
+            f"context {self.max_model_len} tokens"
+        )
+
+
+def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
+    """Chooses device, dtype and the size of the KV pool.
+
+    Raises:
+        ConfigurationError: the device is missing, or the pool asked for cannot hold one block.
+    """
+    device = _device(settings)
+    dtype = _dtype(spec, settings, device)
+    weight_bytes = spec.num_parameters * dtype.itemsize
+    block_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize * settings.block_size
+    trained = spec.rope.original_max_positions if spec.rope.kind == "dynamic" else spec.max_positions
+    if settings.max_model_len > trained:
+        raise ConfigurationError(
+            f"max_model_len {settings.max_model_len} is more than the model's {trained} positions",
+            param="max_model_len",
+        )
+    wanted_len = settings.max_model_len or trained
+    if settings.kv_cache_mb:
+        num_blocks = settings.kv_cache_mb * MIB // block_bytes
+    else:
+        useful = settings.max_sequences * -(-wanted_len // settings.block_size)
+        num_blocks = min(useful, _free_for_kv(device, weight_bytes) // block_bytes)
+    if num_blocks < 1:
+        raise ConfigurationError(
+            f"the KV pool cannot hold one block of {block_bytes / MIB:.1f} MiB; raise kv_cache_mb or free memory",
+            param="kv_cache_mb",
+        )
+    max_len = min(wanted_len, num_blocks * settings.block_size)
+    return MemoryPlan(device, dtype, num_blocks, settings.block_size, max_len, weight_bytes, block_bytes)
+
+
+def _device(settings: EngineSettings) -> torch.device:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            "device cuda was asked for, but this torch sees no GPU; see the README for the CUDA build",
+            param="device",
+        )
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def _dtype(spec: DecoderSpec, settings: EngineSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype != "auto":
+        return _DTYPES[settings.dtype]
+    if device.type == "cpu":
+        return torch.float32 if spec.num_parameters < SMALL_MODEL_PARAMETERS else torch.bfloat16
+    return _DTYPES.get(spec.checkpoint_dtype.removeprefix("torch."), torch.bfloat16)
+
+
+def _free_for_kv(device: torch.device, weight_bytes: int) -> int:
+    """Bytes the KV pool may take, before the weights are loaded."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(max(free - weight_bytes, 0) * CUDA_KV_SHARE)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(max(free - weight_bytes, 0) * CPU_KV_SHARE)

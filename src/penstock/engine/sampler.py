@@ -1,0 +1,80 @@
+"""Logits to token ids, vectorised over the rows of a step.
+
+The draw is by inverse transform from one uniform number per row, a pure function of (seed, position):
+it does not depend on the rest of the batch, survives preemption and needs no generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from penstock.engine.sequence import SamplingParams
+
+_MASK = (1 << 64) - 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1), the same for the same arguments on every machine (SplitMix64, Steele et al. 2014)."""
+    state = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & _MASK
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = ((state ^ (state >> shift)) * factor) & _MASK
+    return ((state ^ (state >> 31)) >> 11) / (1 << 53)
+
+
+def sample(logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]) -> list[int]:
+    """Draws one token per row.
+
+    Args:
+        logits: float32 (n, vocab_size), left as it is.
+        params: n sampling parameters.
+        positions: n places of the new tokens in their sequences; with the seed they fix the draw.
+    """
+    tokens: list[int] = logits.argmax(-1).tolist()
+    # Filtered and unfiltered rows are drawn apart: they invert differently ordered distributions, and a
+    # row's result must not depend on which kind its neighbours are.
+    for kind in (False, True):
+        rows = [i for i, param in enumerate(params) if not param.is_greedy and param.has_filters is kind]
+        if not rows:
+            continue
+        scaled = logits[rows].double() / _column([params[row].temperature for row in rows], logits)
+        uniforms = _column([uniform(params[row].seed, positions[row]) for row in rows], logits)
+        if kind:
+            ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+            kept = _filtered(ordered.softmax(-1), [params[row] for row in rows])
+            chosen = order.gather(-1, _invert(kept, uniforms))
+        else:
+            chosen = _invert(scaled.softmax(-1), uniforms)
+        for row, token in zip(rows, chosen.squeeze(-1).tolist(), strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse transform: float64 weights (n, vocab_size) and uniforms (n, 1) -> int64 (n, 1).
+
+    float64, because over 150,000 tokens a float32 cumulative sum is off by more than a rare token's weight.
+    """
+    cumulative = weights.cumsum(-1)
+    chosen = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+    # Rounding may reach past the last step of the staircase: end at the last token with any weight.
+    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return torch.minimum(chosen, last)
+
+
+def _filtered(probabilities: Tensor, params: SequenceOf[SamplingParams]) -> Tensor:
+    """Sets to zero what top-k, top-p and min-p exclude; rows (n, vocab_size) are sorted, likeliest first."""
+    size = probabilities.shape[-1]
+    top_k = _column([param.top_k or size for param in params], probabilities)
+    rank = torch.arange(size, device=probabilities.device)[None, :]
+    kept = probabilities * (rank < top_k)
+    kept = kept / kept.sum(-1, keepdim=True)
+    before = kept.cumsum(-1) - kept
+    kept = kept * (before < _column([param.top_p for param in params], probabilities))
+    return kept * (kept >= kept[:, :1] * _column([param.min_p for param in params], probabilities))
+
+
+def _column(values: SequenceOf[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]
