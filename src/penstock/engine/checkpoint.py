@@ -11,22 +11,28 @@ from penstock.base.errors import CheckpointError
 BUILTIN_PREFIX = "builtin:"
 # A Hugging Face id: one owner, one name.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-# What serving needs; leaves out duplicate formats (pickles, ONNX, GGUF) that can double a download.
+# What serving needs; leaves out duplicate formats (pickles, ONNX, GGUF, Mistral's own) that can double a
+# download.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_DUPLICATES = ["consolidated*.safetensors", "original/*"]
 
 
 def served_name(model: str) -> str:
-    """The name that clients use: `tiny` for `builtin:tiny`, a folder's own name, a Hugging Face id as it is."""
+    """The name that clients use: `tiny` for `builtin:tiny`, a folder's own name, a Hugging Face id as is."""
     if model.startswith(BUILTIN_PREFIX):
         return model.removeprefix(BUILTIN_PREFIX)
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+    path = _path(model)
+    return path.resolve().name if path is not None and path.is_dir() else model
 
 
 def builtin_names() -> list[str]:
     """Models that come with the package."""
     root = resources.files("penstock") / "builtin"
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and (entry / "config.json").is_file())
+    if not root.is_dir():
+        return []
+    return sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and (entry / "config.json").is_file()
+    )
 
 
 def resolve(model: str) -> Path:
@@ -35,36 +41,60 @@ def resolve(model: str) -> Path:
     Raises:
         CheckpointError: no such built-in, folder or id, or the download failed.
     """
+    return find(model) or _from_hub(model)
+
+
+def find(model: str, param: str = "model") -> Path | None:
+    """The model's folder; None for a Hugging Face id, which is not looked up. `param` names the setting.
+
+    Raises:
+        CheckpointError: no such built-in or folder, and no Hugging Face id either.
+    """
     if model.startswith(BUILTIN_PREFIX):
         name = model.removeprefix(BUILTIN_PREFIX)
         if name not in builtin_names():
             raise CheckpointError(
-                f"there is no built-in model {name!r}; there is: {', '.join(builtin_names())}", param="model"
+                f"there is no built-in model {name!r}; there is: {', '.join(builtin_names())}", param=param
             )
         return Path(str(resources.files("penstock") / "builtin" / name))
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = _path(model)
+    if path is not None and path.is_dir():
         return path
-    if path.exists():
-        raise CheckpointError(f"{model} is a file; give the folder that holds config.json", param="model")
+    if path is not None:
+        raise CheckpointError(f"{model} is a file; give the folder that holds config.json", param=param)
     if not _HUB_ID.match(model) or model.startswith((".", "~")):
         raise CheckpointError(
-            f"{model!r} is neither builtin:NAME, nor a folder, nor a Hugging Face id (owner/name)", param="model"
+            f"{model!r} is neither builtin:NAME, nor a folder, nor a Hugging Face id (owner/name)",
+            param=param,
         )
-    return _from_hub(model)
+    return None
+
+
+def _path(model: str) -> Path | None:
+    """The existing file or folder of that name; an empty name is not the current folder."""
+    try:
+        path = Path(model).expanduser()
+        return path if model and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a file name; ~nobody; a null character
+        return None
 
 
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download  # here: it takes half a second to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"Hugging Face has no model {model!r}, or it is gated and HF_TOKEN is missing", param="model"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"there is no folder {model!r}, and it could not be downloaded as a Hugging Face id: {error}",
             param="model",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,9 @@ MIB = 1 << 20
 SMALL_MODEL_PARAMETERS = 100_000_000
 CPU_KV_SHARE = 0.25
 CUDA_KV_SHARE = 0.85
+_MEMINFO = Path("/proc/meminfo")
+# A container's memory limit, cgroup v2 and v1.
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,9 +39,11 @@ class MemoryPlan:
     def describe(self) -> str:
         """One line of arithmetic for the start log."""
         return (
-            f"{self.device} {str(self.dtype).removeprefix('torch.')}: weights {self.weight_bytes / MIB:.1f} MiB, "
+            f"{self.device} {str(self.dtype).removeprefix('torch.')}: "
+            f"weights {self.weight_bytes / MIB:.1f} MiB, "
             f"KV pool {self.num_blocks} blocks x {self.block_size} tokens x "
-            f"{self.block_bytes // self.block_size} bytes = {self.num_blocks * self.block_bytes / MIB:.1f} MiB, "
+            f"{self.block_bytes // self.block_size} bytes = "
+            f"{self.num_blocks * self.block_bytes / MIB:.1f} MiB, "
             f"context {self.max_model_len} tokens"
         )
 
@@ -45,12 +52,15 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
     """Chooses device, dtype and the size of the KV pool.
 
     Raises:
-        ConfigurationError: the device is missing, or the pool asked for cannot hold one block.
+        ConfigurationError: the device is missing, the context asked for is longer than the model's or than
+            the pool, or the pool cannot hold one block.
     """
     device = _device(settings)
     dtype = _dtype(spec, settings, device)
     weight_bytes = spec.num_parameters * dtype.itemsize
-    block_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize * settings.block_size
+    block_bytes = (
+        2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize * settings.block_size
+    )
     trained = spec.rope.original_max_positions if spec.rope.kind == "dynamic" else spec.max_positions
     if settings.max_model_len > trained:
         raise ConfigurationError(
@@ -65,10 +75,18 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
         num_blocks = min(useful, _free_for_kv(device, weight_bytes) // block_bytes)
     if num_blocks < 1:
         raise ConfigurationError(
-            f"the KV pool cannot hold one block of {block_bytes / MIB:.1f} MiB; raise kv_cache_mb or free memory",
+            f"the KV pool cannot hold one block of {block_bytes / MIB:.1f} MiB; "
+            "raise kv_cache_mb or free memory",
             param="kv_cache_mb",
         )
-    max_len = min(wanted_len, num_blocks * settings.block_size)
+    capacity = num_blocks * settings.block_size
+    if settings.max_model_len > capacity:
+        raise ConfigurationError(
+            f"max_model_len {settings.max_model_len} is more than the {capacity} tokens that the KV pool "
+            "holds; raise kv_cache_mb or lower max_model_len",
+            param="max_model_len",
+        )
+    max_len = min(wanted_len, capacity)
     return MemoryPlan(device, dtype, num_blocks, settings.block_size, max_len, weight_bytes, block_bytes)
 
 
@@ -96,5 +114,21 @@ def _free_for_kv(device: torch.device, weight_bytes: int) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(max(free - weight_bytes, 0) * CUDA_KV_SHARE)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(max(free - weight_bytes, 0) * CPU_KV_SHARE)
+    return int(max(_available_on_cpu() - weight_bytes, 0) * CPU_KV_SHARE)
+
+
+def _available_on_cpu() -> int:
+    texts = {path: path.read_text("ascii") for path in (_MEMINFO, *_CGROUP_LIMITS) if path.is_file()}
+    if _MEMINFO not in texts:  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return available_bytes(texts[_MEMINFO], [texts[path] for path in _CGROUP_LIMITS if path in texts])
+
+
+def available_bytes(meminfo: str, cgroup_limits: SequenceOf[str]) -> int:
+    """Bytes a new allocation may have, from the text of /proc/meminfo and of the container's limit files.
+
+    Memory that only caches files counts as free: after a download nearly all of it does.
+    """
+    kilobytes = next(line.split()[1] for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    limits = [int(text) for text in cgroup_limits if text.strip() != "max"]
+    return min([int(kilobytes) * 1024, *limits])

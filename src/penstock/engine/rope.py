@@ -23,7 +23,7 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Parameters of the rotary embedding; a field means what the key of the same name means in config.json."""
+    """Parameters of the rotary embedding; a field means what the key of that name means in config.json."""
 
     head_dim: int
     theta: float = 10_000.0
@@ -58,7 +58,9 @@ class RopeSpec:
         if kind == "default":
             return RopeSpec(head_dim, theta)
         longest = int(config["max_position_embeddings"])
-        original = given.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        original = given.get("original_max_position_embeddings") or config.get(
+            "original_max_position_embeddings"
+        )
         return RopeSpec(
             head_dim=head_dim,
             theta=theta,

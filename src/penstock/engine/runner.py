@@ -35,7 +35,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:
-        """Computes the plan's chunks into the KV cache; float32 logits (num_sampled, vocab_size) in plan order."""
+        """Computes the plan into the KV cache; float32 logits (num_sampled, vocab_size) in its order."""
         batch = build_batch(plan, self.memory.block_size, self.memory.device)
         states = self.decoder(batch.tokens, batch.positions, self.attention.bind(batch))
         return self.decoder.logits(states[batch.logit_rows])

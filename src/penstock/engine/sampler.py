@@ -17,7 +17,7 @@ _MASK = (1 << 64) - 1
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1), the same for the same arguments on every machine (SplitMix64, Steele et al. 2014)."""
+    """A number in [0, 1), the same for the same arguments everywhere (SplitMix64, Steele et al. 2014)."""
     state = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & _MASK
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = ((state ^ (state >> shift)) * factor) & _MASK
@@ -72,7 +72,8 @@ def _filtered(probabilities: Tensor, params: SequenceOf[SamplingParams]) -> Tens
     kept = probabilities * (rank < top_k)
     kept = kept / kept.sum(-1, keepdim=True)
     before = kept.cumsum(-1) - kept
-    kept = kept * (before < _column([param.top_p for param in params], probabilities))
+    # The likeliest token always stays, also with top_p 0, which clients send to mean greedy.
+    kept = kept * ((before < _column([param.top_p for param in params], probabilities)) | (rank == 0))
     return kept * (kept >= kept[:, :1] * _column([param.min_p for param in params], probabilities))
 
 

@@ -9,7 +9,8 @@ it gives its blocks back, keeps its tokens and waits at the head of the queue.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence as SequenceOf
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from penstock.base.errors import EngineError, KVCapacityError
@@ -156,7 +157,9 @@ class Scheduler:
         while missing > self.pool.num_free:
             victim = next((s for s in reversed(self.running) if s.id not in draft.planned), sequence)
             if victim is sequence and len(self.running) == 1:
-                draft.failed.append(self._finish(sequence, FinishReason.ERROR, error=self._too_long(sequence)))
+                draft.failed.append(
+                    self._finish(sequence, FinishReason.ERROR, error=self._too_long(sequence))
+                )
                 return False
             self._preempt(victim)
             if victim is sequence:
@@ -169,7 +172,9 @@ class Scheduler:
             sequence = self.waiting[0]
             needed = self.pool.blocks_for(len(sequence.tokens))
             if needed > self.pool.num_blocks:
-                draft.failed.append(self._finish(sequence, FinishReason.ERROR, error=self._too_long(sequence)))
+                draft.failed.append(
+                    self._finish(sequence, FinishReason.ERROR, error=self._too_long(sequence))
+                )
                 continue
             if needed + len(self.running) > self.pool.num_free:
                 return

@@ -8,11 +8,13 @@ cancels what is left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence as SequenceOf
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as SequenceOf
 from types import TracebackType
 from typing import Self
 
@@ -106,7 +108,8 @@ class EngineService:
             ContextLengthError: the prompt leaves no room for one token.
             EngineError: the engine's thread is not running.
         """
-        if not self.is_alive:
+        # Both: the streams are closed a moment before the thread is gone, and nobody would end one made then.
+        if self._is_stopped.is_set() or not self.is_alive:
             raise EngineError("the engine is not running")
         if len(self._streams) >= self.max_requests:
             raise QueueFullError(
@@ -115,7 +118,7 @@ class EngineService:
             )
         if not 0 < len(tokens) < self.core.limits.max_model_len:
             raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens; the context is {self.core.limits.max_model_len} tokens "
+                f"the prompt has {len(tokens)} tokens; the context has {self.core.limits.max_model_len} "
                 "and must hold the prompt and at least one more"
             )
         sequence = Sequence(next(self._ids), list(tokens), sampling)
@@ -144,7 +147,7 @@ class EngineService:
             error = EngineError("the engine broke down; see the engine's log")
         finally:
             assert self._loop is not None
-            if not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._end, error)
 
     def _obey(self) -> bool:

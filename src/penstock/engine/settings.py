@@ -26,11 +26,16 @@ class EngineSettings(BaseModel):
     max_sequences: int = Field(64, ge=1, le=4096, description="sequences in one step")
     max_waiting: int = Field(256, ge=0, le=100_000, description="requests queued before new ones get 429")
     max_batch_tokens: int = Field(
-        512, ge=1, le=1 << 20, description="tokens computed in one step, decode rows and prefill chunks together"
+        512,
+        ge=1,
+        le=1 << 20,
+        description="tokens computed in one step, decode rows and prefill chunks together",
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
     kv_cache_mb: int = Field(
-        0, ge=0, description="KV pool, MiB; 0: room for all sequences at full length, at most a quarter of free memory"
+        0,
+        ge=0,
+        description="KV pool, MiB; 0: room for all sequences at full length, within a quarter of free memory",
     )
 
     @model_validator(mode="after")

@@ -19,6 +19,9 @@ SUPPORTED = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+# What transformers takes for Mistral and Qwen where config.json leaves the key out.
+DEFAULT_WINDOW = 4096
+DEFAULT_FULL_LAYERS = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class DecoderSpec:
             return _read(family, config)
         except KeyError as error:
             raise CheckpointError(f"config.json lacks {error.args[0]!r}", param=str(error.args[0])) from error
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"config.json has a value of the wrong type or range: {error}") from error
 
 
 def _read(family: str, config: Mapping[str, Any]) -> DecoderSpec:
@@ -118,9 +123,9 @@ def _read(family: str, config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _windows(family: str, config: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Sliding windows per layer: Mistral's on all layers, Qwen's from `max_window_layers` on when switched on."""
+    """Sliding windows per layer: Mistral's on all, Qwen's from `max_window_layers` on if switched on."""
     layers: int = config["num_hidden_layers"]
-    window = config.get("sliding_window")
+    window = config.get("sliding_window", DEFAULT_WINDOW)
     if family == "llama" or window is None:
         return (None,) * layers
     if family == "mistral":
@@ -129,6 +134,6 @@ def _windows(family: str, config: Mapping[str, Any]) -> tuple[int | None, ...]:
         return (None,) * layers
     kinds = config.get("layer_types")
     if kinds is None:
-        first = config.get("max_window_layers", layers)
+        first = config.get("max_window_layers", DEFAULT_FULL_LAYERS)
         kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

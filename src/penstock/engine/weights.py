@@ -166,7 +166,9 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} cannot be read: {error}") from error
     else:

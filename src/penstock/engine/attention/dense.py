@@ -20,9 +20,11 @@ class DenseAttention:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See the contract. Shapes: query (num_sequences * length, num_heads, head_dim)."""
         del layer
-        split = [
-            states.view(self.num_sequences, self.length, states.shape[1], states.shape[2]).transpose(1, 2)
-            for states in (query, key, value)
-        ]
-        out = F.scaled_dot_product_attention(*split, is_causal=True, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            self._split(query), self._split(key), self._split(value), is_causal=True, enable_gqa=True
+        )
         return out.transpose(1, 2).reshape(self.num_sequences * self.length, -1)
+
+    def _split(self, states: Tensor) -> Tensor:
+        """(num_sequences * length, heads, d) -> (num_sequences, heads, length, d)."""
+        return states.view(self.num_sequences, self.length, *states.shape[1:]).transpose(1, 2)

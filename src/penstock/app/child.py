@@ -1,0 +1,79 @@
+"""Starting and ending one child process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.app.link import wait_ready
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run. The child inherits `listener` and serves on it; `arguments` are for `penstock`."""
+
+    name: str
+    arguments: Sequence[str]
+    listener: socket.socket
+    environment: Mapping[str, str]
+
+
+class Child:
+    """A running child process with the supervisor's end of its link."""
+
+    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process, end: socket.socket) -> None:
+        self.spec = spec
+        self.process = process
+        self._end = end
+
+    @staticmethod
+    async def start(spec: ChildSpec) -> Child:
+        """Starts the process in a session of its own, so that Ctrl-C reaches it only through us."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "penstock",
+                *spec.arguments,
+                f"--fd={spec.listener.fileno()}",
+                f"--link={theirs.fileno()}",
+                stdin=asyncio.subprocess.DEVNULL,
+                env=dict(spec.environment),
+                pass_fds=(spec.listener.fileno(), theirs.fileno()),
+                start_new_session=True,
+            )
+        return Child(spec, process, ours)
+
+    async def wait_ready(self) -> bool:
+        """True when the child serves, False if it ended first."""
+        return await wait_ready(self._end)
+
+    async def wait(self) -> int:
+        """Waits for the end; the exit status, negative for a signal."""
+        return await self.process.wait()
+
+    def close_link(self) -> None:
+        """Gives up our end of the link; a child that still runs takes it as our end."""
+        self._end.close()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Asks the child to drain and end; kills it if it has not after `timeout_s` seconds."""
+        if self.process.returncode is not None:
+            return
+        self.process.terminate()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.wait()
+        except TimeoutError:
+            self.kill()
+            await self.wait()
+
+    def kill(self) -> None:
+        """Ends the child at once."""
+        if self.process.returncode is None:
+            self.process.kill()

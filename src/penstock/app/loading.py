@@ -1,0 +1,84 @@
+"""From engine settings to a model ready to serve. Imports torch."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import structlog
+import torch
+
+from penstock.engine.checkpoint import resolve
+from penstock.engine.core import EngineCore
+from penstock.engine.memory import plan_memory
+from penstock.engine.runner import Runner
+from penstock.engine.scheduler import Limits
+from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.service import EngineService
+from penstock.engine.settings import EngineSettings
+from penstock.engine.spec import DecoderSpec
+from penstock.engine.weights import read_config
+from penstock.replica.model import SamplingDefaults, ServedModel
+from penstock.text.template import ChatTemplate
+from penstock.text.tokenizer import Tokenizer
+
+logger = structlog.get_logger(__name__)
+PROGRESS_EVERY_S = 2.0
+
+
+def load_model(settings: EngineSettings, name: str) -> ServedModel:
+    """Reads a checkpoint and builds its engine, started later by its service's `start`.
+
+    Raises:
+        ConfigurationError: the model or a setting is refused.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    directory = resolve(settings.model)
+    spec = DecoderSpec.from_config(read_config(directory))
+    memory = plan_memory(spec, settings)
+    tokenizer = Tokenizer(directory)
+    template = ChatTemplate.of_checkpoint(directory, tokenizer)
+    defaults = SamplingDefaults.of_checkpoint(directory)
+    runner = Runner.load(directory, memory, _Progress(name))
+    limits = Limits(settings.max_sequences, settings.max_batch_tokens, memory.max_model_len)
+    core = EngineCore(runner, limits, memory.num_blocks, memory.block_size)
+    _warm_up(core)
+    logger.info(
+        "model loaded",
+        model=name,
+        seconds=round(time.perf_counter() - started, 2),
+        memory=memory.describe(),
+        threads=torch.get_num_threads(),
+        attention=type(runner.attention).__name__,
+    )
+    return ServedModel(
+        name=name,
+        created=int(time.time()),
+        tokenizer=tokenizer,
+        template=template,
+        defaults=defaults,
+        service=EngineService(core, settings.max_sequences + settings.max_waiting),
+        max_model_len=memory.max_model_len,
+    )
+
+
+def _warm_up(core: EngineCore) -> None:
+    """Two tokens through the engine, so that the first user does not wait for lazy initialisation."""
+    core.add(Sequence(0, [0], SamplingParams(max_tokens=2, temperature=0.0)))
+    while core.has_work:
+        core.step()
+
+
+class _Progress:
+    """Logs the loading of a large checkpoint now and then."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._last >= PROGRESS_EVERY_S:
+            self._last = now
+            logger.info("loading", model=self._name, tensors=f"{done}/{total}")

@@ -1,0 +1,159 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from penstock import __version__
+from penstock.app import wiring
+from penstock.app.config import Config, load_config
+from penstock.app.config_commands import config_app
+from penstock.app.supervisor import EXIT_USAGE
+from penstock.asgi.server import bind
+from penstock.base.errors import ConfigurationError, PenstockError
+from penstock.engine.checkpoint import find as find_checkpoint, served_name
+from penstock.engine.settings import EngineSettings
+from penstock.observe.logs import set_up_logs
+
+app = typer.Typer(
+    name="penstock",
+    help="From a language model's weights to a service with an SLA.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file; see `penstock config schema`.")
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")]
+Descriptor = Annotated[int | None, typer.Option("--fd", hidden=True, help="Inherited listening socket.")]
+Link = Annotated[int | None, typer.Option(hidden=True, help="Inherited line to the supervisor.")]
+
+
+@app.command()
+def up(
+    model: Annotated[
+        str | None, typer.Option(help="builtin:tiny, a checkpoint's folder, or a Hugging Face id.")
+    ] = None,
+    host: Host = None,
+    port: Port = None,
+    config: ConfigFile = None,
+) -> None:
+    """Serve a model on this machine: engine and gateway, one command.
+
+    Example: penstock up --model Qwen/Qwen3-0.6B --port 8080
+    """
+    changes = _server_changes(host, port)
+    if model is not None:
+        find_checkpoint(model)
+        changes["models"] = {served_name(model): {"replicas": [{"engine": {"model": model}}]}}
+    settings = load_config(config, changes)
+    for name, entry in settings.models.items():
+        for replica in entry.replicas:
+            if replica.engine is not None:
+                find_checkpoint(replica.engine.model, f"models.{name}.replicas.engine.model")
+    set_up_logs(settings.log.level, settings.log.format, "supervisor")
+    _run(wiring.run_up(settings, lambda address: _announce(address, settings)))
+
+
+@app.command()
+def gateway(
+    config: ConfigFile = None, host: Host = None, port: Port = None, fd: Descriptor = None, link: Link = None
+) -> None:
+    """Serve the data plane alone, in front of the replicas that the config names by url.
+
+    Example: penstock gateway -c penstock.yaml
+    """
+    settings = load_config(config, _server_changes(host, port))
+    set_up_logs(settings.log.level, settings.log.format, "gateway")
+    listener = (
+        bind(settings.server.host, settings.server.port) if fd is None else wiring.inherited_listener(fd)
+    )
+    _run(wiring.run_gateway(settings, wiring.Place(listener, link)))
+
+
+@app.command()
+def engine(
+    model: Annotated[str, typer.Argument(help="builtin:tiny, a checkpoint's folder, or a Hugging Face id.")],
+    name: Annotated[
+        str | None, typer.Option(help="The name that clients use; default: from the model.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on.")] = 8000,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: one per core.")] = 0,
+    max_model_len: Annotated[int, typer.Option(help="Longest prompt plus answer; 0: the model's own.")] = 0,
+    max_sequences: Annotated[int, typer.Option(help="Sequences in one step.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Requests queued before new ones get 429.")] = 256,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV block.")] = 16,
+    kv_cache_mb: Annotated[int, typer.Option(help="KV pool, MiB; 0: chosen from model and memory.")] = 0,
+    fd: Descriptor = None,
+    link: Link = None,
+) -> None:
+    """Serve one model as one replica: the engine behind OpenAI's API.
+
+    Example: penstock engine builtin:tiny --port 8000
+    """
+    options = {key: value for key, value in locals().items() if key in EngineSettings.model_fields}
+    settings = load_config(
+        None, {"models": {name or served_name(model): {"replicas": [{"engine": options}]}}}
+    )
+    served, entry = next(iter(settings.models.items()))
+    engine_settings = entry.replicas[0].engine
+    assert engine_settings is not None
+    find_checkpoint(model)
+    set_up_logs(settings.log.level, settings.log.format, f"engine {served}")
+    listener = bind(host, port) if fd is None else wiring.inherited_listener(fd)
+    _run(wiring.run_engine(engine_settings, served, settings.server, wiring.Place(listener, link)))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"penstock {__version__}")
+
+
+def main() -> None:
+    """Runs the command line; a configuration error prints one message and exits with 2."""
+    try:
+        app()
+    except ConfigurationError as error:
+        typer.echo(f"penstock: {error.message}", err=True)
+        sys.exit(EXIT_USAGE)
+    except PenstockError as error:
+        typer.echo(f"penstock: {error.message}", err=True)
+        sys.exit(1)
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(coroutine)
+
+
+def _server_changes(host: str | None, port: int | None) -> dict[str, Any]:
+    given = {"host": host, "port": port}
+    return {"server": {key: value for key, value in given.items() if value is not None}}
+
+
+def _announce(address: str, settings: Config) -> None:
+    model = next(iter(settings.models))
+    question = '{"model":"%s","messages":[{"role":"user","content":"What is 23 + 45?"}]}' % model
+    typer.echo(
+        f"\nPenstock serves {', '.join(settings.models)} on {address}\n\n"
+        f"  curl {address}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f"    -d '{question}'\n\n"
+        f"Any OpenAI client works with base_url={address}/v1 and any key. Ctrl-C stops it, letting running "
+        "answers finish.\n"
+    )

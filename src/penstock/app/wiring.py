@@ -1,0 +1,162 @@
+"""Builds the objects of each process: the only place that knows all concrete classes.
+
+The engine's imports (torch) are inside its function, so that the gateway and the supervisor start without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from penstock.app.child import ChildSpec
+from penstock.app.config import Config, child_environment
+from penstock.app.link import ChildLink
+from penstock.app.supervisor import Supervisor, local_url
+from penstock.asgi.drain import Drain
+from penstock.asgi.server import StopRequest, bind, serve
+from penstock.asgi.settings import HttpLimits
+from penstock.base.errors import ConfigurationError
+from penstock.engine.settings import EngineSettings
+from penstock.fleet.catalog import build_snapshot
+from penstock.fleet.settings import ReplicaSettings
+from penstock.gateway.app import Gateway
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process serves, and the supervisor's line to it if it has one."""
+
+    listener: socket.socket
+    link: int | None = None
+
+    def tell_ready(self, stop: StopRequest) -> Callable[[], None]:
+        """What to call when the process serves. From now on the supervisor's end is taken as a stop."""
+        if self.link is None:
+            host, port = self.listener.getsockname()[:2]
+            return lambda: logger.info("serving", address=f"http://{host}:{port}")
+        link = ChildLink(self.link)
+        link.watch(stop.ask)
+        return link.tell_ready
+
+
+async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, place: Place) -> None:
+    """One replica: loads the model, serves it, drains, ends.
+
+    Raises:
+        ConfigurationError: the model or a setting is refused.
+    """
+    from penstock.app.loading import load_model  # imports torch
+
+    stop = StopRequest()
+    tell_ready = place.tell_ready(stop)
+    model = load_model(settings, name)
+    stop.listen()
+    from penstock.replica.app import Replica
+
+    drain = Drain()
+    replica = Replica(model, limits, drain)
+    model.service.start()
+    try:
+        await serve(
+            replica.application(),
+            place.listener,
+            drain,
+            stop,
+            drain_timeout_s=limits.drain_timeout_s,
+            on_listening=tell_ready,
+        )
+    finally:
+        await model.service.stop()
+
+
+async def run_gateway(config: Config, place: Place) -> None:
+    """One gateway worker.
+
+    Raises:
+        ConfigurationError: a model has an engine, which only `penstock up` starts.
+    """
+    for name, model in config.models.items():
+        if any(replica.url is None for replica in model.replicas):
+            raise ConfigurationError(
+                f"models.{name} has an engine; `penstock gateway` serves urls only, `penstock up` starts engines",
+                param=f"models.{name}.replicas",
+            )
+    stop, drain = StopRequest(), Drain()
+    stop.listen()
+    tell_ready = place.tell_ready(stop)
+    snapshot = build_snapshot(config.models, created=int(time.time()))
+    gateway = Gateway(snapshot, config.server, config.upstream, drain, on_ready=tell_ready)
+    async with gateway.running():
+        await serve(
+            gateway.application(),
+            place.listener,
+            drain,
+            stop,
+            drain_timeout_s=config.server.drain_timeout_s,
+            on_listening=lambda: None,
+        )
+
+
+async def run_up(config: Config, on_ready: Callable[[str], None]) -> None:
+    """Everything on this machine; `on_ready` gets the gateway's address.
+
+    Raises:
+        ConfigurationError: a port is in use, or a model or setting is refused.
+        InternalError: a process keeps failing.
+    """
+    stop = StopRequest()
+    listener = bind(config.server.host, config.server.port)
+    address = local_url(listener).removesuffix("/v1")
+    engines, resolved = _place_engines(config)
+    environment = child_environment(resolved)
+    gateway = ChildSpec("gateway", ("gateway",), listener, environment)
+    specs = [
+        ChildSpec(name, arguments, socket_, environment) for name, (arguments, socket_) in engines.items()
+    ]
+    stop.listen()
+    supervisor = Supervisor(specs, gateway, config.server.drain_timeout_s, stop)
+    await supervisor.run(lambda: on_ready(address))
+
+
+_EngineCommand = tuple[tuple[str, ...], socket.socket]
+
+
+def _place_engines(config: Config) -> tuple[Mapping[str, _EngineCommand], Config]:
+    """A command and a socket for every engine, and the config with their urls in the engines' place."""
+    engines: dict[str, _EngineCommand] = {}
+    models = {}
+    for name, model in config.models.items():
+        replicas = []
+        for index, replica in enumerate(model.replicas):
+            if replica.engine is None:
+                replicas.append(replica)
+                continue
+            listener = bind("127.0.0.1", 0)
+            engines[f"{name}/{index}"] = (engine_arguments(replica.engine, name), listener)
+            replicas.append(ReplicaSettings(url=local_url(listener), kind="penstock"))
+        models[name] = model.model_copy(update={"replicas": replicas})
+    return engines, config.model_copy(update={"models": models})
+
+
+def engine_arguments(settings: EngineSettings, name: str) -> tuple[str, ...]:
+    """The command line of an engine process with these settings."""
+    options = [
+        f"--{field.replace('_', '-')}={value}"
+        for field, value in settings.model_dump().items()
+        if field != "model"
+    ]
+    return ("engine", settings.model, f"--name={name}", *options)
+
+
+def inherited_listener(descriptor: int) -> socket.socket:
+    """The listening socket that the supervisor handed down."""
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,50 @@
+"""The fleet's keys of the config tree: which models are served, and by which replicas."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from penstock.engine.settings import EngineSettings
+
+
+class ReplicaSettings(BaseModel):
+    """One replica: an engine of ours on this machine, or the address of an OpenAI-compatible server."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: EngineSettings | None = Field(None, description="started and watched by `penstock up`")
+    url: str | None = Field(None, description="base URL up to and with /v1, e.g. http://10.0.0.5:8000/v1")
+    kind: Literal["penstock", "openai", "vllm", "sglang"] = Field(
+        "openai", description="what runs behind `url`; it decides which path answers health checks"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(
+                f"{url!r} is not a URL such as http://host:8000/v1 (TLS upstreams are not built yet)"
+            )
+        if parts.path.rstrip("/") != "/v1" or parts.query or parts.fragment:
+            raise ValueError(f"{url!r} must end with /v1, the API's root")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.engine is None) == (self.url is None):
+            raise ValueError("a replica has either an engine or a url")
+        return self
+
+
+class ModelSettings(BaseModel):
+    """A model as clients name it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replicas: list[ReplicaSettings] = Field(min_length=1, description="who serves it")

@@ -1,0 +1,117 @@
+"""The gateway's ASGI application: endpoints, probes, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from penstock.asgi.application import Application, Ended, Endpoint
+from penstock.asgi.drain import Drain
+from penstock.asgi.exchange import Exchange
+from penstock.asgi.settings import HttpLimits
+from penstock.base.errors import ModelNotFoundError
+from penstock.fleet.catalog import Snapshot
+from penstock.gateway.health import HealthBoard, watch
+from penstock.gateway.relay import Relay
+from penstock.gateway.settings import UpstreamSettings
+from penstock.gateway.upstream.pool import Pool
+from penstock.observe import metrics as observe, names
+from penstock.protocol.models import Model, ModelList
+
+RELAYED_PATHS = ("/v1/chat/completions", "/v1/completions")
+MODEL_PREFIX = "/v1/models/"
+
+
+class Gateway:
+    """One gateway worker over one snapshot."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        limits: HttpLimits,
+        upstream: UpstreamSettings,
+        drain: Drain,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """`on_ready` is called once, when every model first has a ready replica."""
+        self._snapshot = snapshot
+        self._upstream = upstream
+        self._drain = drain
+        self._pools = {
+            replica.id: Pool(replica.host, replica.port, replica.authority, upstream)
+            for replicas in snapshot.replicas.values()
+            for replica in replicas
+        }
+        self._board = HealthBoard(snapshot, on_ready)
+        self._relay = Relay(snapshot, self._pools, self._board, limits)
+        self._metrics = observe.Metrics()
+        self._requests = self._metrics.counter(names.REQUESTS)
+        self._durations = self._metrics.histogram(names.REQUEST_SECONDS)
+        self._metrics.observe(self._read_state)
+
+    def application(self) -> Application:
+        """The ASGI application; enter :meth:`running` before serving it."""
+        return Application(
+            {
+                **{("POST", path): Endpoint(self._relay.handle) for path in RELAYED_PATHS},
+                ("GET", "/v1/models"): Endpoint(self._models),
+                ("GET", MODEL_PREFIX): Endpoint(self._model),
+                ("GET", "/livez"): Endpoint(self._live, is_work=False),
+                ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
+                ("GET", "/metrics"): Endpoint(self._expose, is_work=False),
+            },
+            self._drain,
+            self._count,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watches the replicas while the block runs; then closes every connection."""
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch(self._snapshot, self._pools, self._board, self._upstream))
+            try:
+                yield
+            finally:
+                watching.cancel()
+                for pool in self._pools.values():
+                    pool.close()
+
+    async def _models(self, exchange: Exchange) -> None:
+        created = self._snapshot.created
+        models = ModelList(data=[Model(id=name, created=created) for name in sorted(self._snapshot.replicas)])
+        await exchange.respond(200, msgspec.json.encode(models))
+
+    async def _model(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix(MODEL_PREFIX)
+        if name not in self._snapshot.replicas:
+            raise ModelNotFoundError(f"there is no model {name!r} here", param="model")
+        await exchange.respond(200, msgspec.json.encode(Model(id=name, created=self._snapshot.created)))
+
+    async def _live(self, exchange: Exchange) -> None:
+        await exchange.respond(200, b'{"status":"alive"}')
+
+    async def _ready(self, exchange: Exchange) -> None:
+        """200 if every model has a ready replica and no shutdown has begun; the body says which have."""
+        states = self._board.states()
+        is_ready = self._board.all_ready and not self._drain.is_draining
+        word = "draining" if self._drain.is_draining else "ready" if is_ready else "not ready"
+        body = msgspec.json.encode({"status": word, "replicas": states})
+        await exchange.respond(200 if is_ready else 503, body)
+
+    async def _expose(self, exchange: Exchange) -> None:
+        await exchange.respond(200, self._metrics.expose(), observe.CONTENT_TYPE)
+
+    def _count(self, ended: Ended) -> None:
+        self._requests.labels("gateway", ended.path, ended.method, ended.status, ended.error_code or "").inc()
+        self._durations.labels("gateway", ended.path).observe(ended.duration_s)
+
+    def _read_state(self) -> Iterator[observe.Reading]:
+        yield names.REQUESTS_RUNNING, ("gateway",), self._drain.num_running
+        yield names.UPSTREAM_CONNECTIONS, ("busy",), sum(pool.num_busy for pool in self._pools.values())
+        yield names.UPSTREAM_CONNECTIONS, ("idle",), sum(pool.num_idle for pool in self._pools.values())
+        for model, replicas in self._board.states().items():
+            for replica, is_ready in replicas.items():
+                yield names.REPLICA_READY, (model, replica), float(is_ready)

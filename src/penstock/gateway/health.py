@@ -1,0 +1,80 @@
+"""Which replicas are ready, by asking them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from penstock.base.errors import PenstockError
+from penstock.fleet.catalog import Replica, Snapshot
+from penstock.gateway.settings import UpstreamSettings
+from penstock.gateway.upstream.pool import Call, Pool
+
+logger = structlog.get_logger(__name__)
+
+
+class HealthBoard:
+    """The last known state of every replica; unknown is not ready."""
+
+    def __init__(self, snapshot: Snapshot, on_all_ready: Callable[[], None]) -> None:
+        """`on_all_ready` is called once, when every model first has a ready replica."""
+        self._snapshot = snapshot
+        self._on_all_ready: Callable[[], None] | None = on_all_ready
+        self._is_ready: dict[str, bool] = {}
+
+    def is_ready(self, replica: Replica) -> bool:
+        """True if the replica answered its last health check."""
+        return self._is_ready.get(replica.id, False)
+
+    def ready(self, model: str) -> list[Replica]:
+        """The model's ready replicas."""
+        return [replica for replica in self._snapshot.replicas[model] if self.is_ready(replica)]
+
+    @property
+    def all_ready(self) -> bool:
+        """True if every model has a ready replica."""
+        return all(map(self.ready, self._snapshot.replicas))
+
+    def states(self) -> dict[str, dict[str, bool]]:
+        """Readiness by model and replica."""
+        return {
+            model: {replica.id: self.is_ready(replica) for replica in replicas}
+            for model, replicas in self._snapshot.replicas.items()
+        }
+
+    def set_ready(self, replica: Replica, is_ready: bool) -> None:
+        """Records a check; logs changes."""
+        if self._is_ready.get(replica.id) != is_ready:
+            logger.info("replica ready" if is_ready else "replica not ready", replica=replica.id)
+        self._is_ready[replica.id] = is_ready
+        if self._on_all_ready is not None and self.all_ready:
+            self._on_all_ready()
+            self._on_all_ready = None
+
+
+async def watch(
+    snapshot: Snapshot, pools: Mapping[str, Pool], board: HealthBoard, settings: UpstreamSettings
+) -> None:
+    """Checks every replica for ever, each at its own pace; cancel it to stop."""
+
+    async def watch_one(replica: Replica) -> None:
+        while True:
+            board.set_ready(replica, await _check(pools[replica.id], replica, settings.health_timeout_s))
+            await asyncio.sleep(settings.health_interval_s)
+
+    async with asyncio.TaskGroup() as tasks:
+        for replicas in snapshot.replicas.values():
+            for replica in replicas:
+                tasks.create_task(watch_one(replica), name=f"health of {replica.id}")
+
+
+async def _check(pool: Pool, replica: Replica, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s), pool.request(Call("GET", replica.health_path)) as answer:
+            while await answer.read() is not None:
+                pass
+            return answer.status == 200
+    except (PenstockError, TimeoutError):
+        return False

@@ -1,0 +1,130 @@
+"""The life of one request on the data plane: read, route, call, relay byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from penstock.asgi.exchange import Exchange, unless_gone
+from penstock.asgi.settings import HttpLimits
+from penstock.base.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    UpstreamError,
+)
+from penstock.fleet.catalog import Replica, Snapshot
+from penstock.gateway.health import HealthBoard
+from penstock.gateway.upstream.pool import Answer, Call, Pool
+from penstock.protocol import sse
+from penstock.protocol.envelope import encode_error
+from penstock.protocol.strict import explain
+
+RETRY_AFTER_S = 2
+
+# What of a request's headers a replica gets. The client's key is for us and stays here.
+_REQUEST_HEADERS = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"})
+# RFC 9110 section 7.6.1: these belong to one connection. The rest replaces what we say ourselves.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer",
+        b"transfer-encoding", b"upgrade", b"date", b"server", b"x-request-id",
+    }
+)  # fmt: skip
+
+
+class _Routing(msgspec.Struct, frozen=True):
+    """All the gateway reads of a body; the replica reads the rest."""
+
+    model: str
+
+
+_ROUTING = msgspec.json.Decoder(_Routing)
+
+
+class Relay:
+    """Relays requests to ready replicas of the model they name."""
+
+    def __init__(
+        self, snapshot: Snapshot, pools: Mapping[str, Pool], board: HealthBoard, limits: HttpLimits
+    ) -> None:
+        self._snapshot = snapshot
+        self._pools = pools
+        self._board = board
+        self._limits = limits
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answers one exchange.
+
+        Raises:
+            ClientError: the body cannot be read or names no model of ours.
+            NotReadyError: no replica of the model is ready.
+            UpstreamError: the replica failed before its answer began.
+        """
+        body = await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
+        model = read_model(body)
+        replica = self._route(model)
+        exchange.log_fields |= {"model": model, "replica": replica.id}
+        await unless_gone(exchange, self._call(exchange, replica, body))
+
+    def _route(self, model: str) -> Replica:
+        """The ready replica with the fewest requests in flight."""
+        if model not in self._snapshot.replicas:
+            raise ModelNotFoundError(
+                f"there is no model {model!r} here; there is: {', '.join(sorted(self._snapshot.replicas))}",
+                param="model",
+            )
+        ready = self._board.ready(model)
+        if not ready:
+            raise NotReadyError(
+                f"no replica of {model!r} is ready; try again later", retry_after_s=RETRY_AFTER_S
+            )
+        return min(ready, key=lambda replica: self._pools[replica.id].num_busy)
+
+    async def _call(self, exchange: Exchange, replica: Replica, body: bytes) -> None:
+        headers = [(name, value) for name, value in exchange.headers.items() if name in _REQUEST_HEADERS]
+        headers.append((b"x-request-id", exchange.request_id.encode()))
+        call = Call(exchange.method, exchange.path, headers, body)
+        async with self._pools[replica.id].request(call) as answer:
+            await exchange.start(
+                answer.status, [header for header in answer.headers if header[0] not in _HOP_BY_HOP]
+            )
+            await _relay_body(exchange, answer)
+
+
+async def _relay_body(exchange: Exchange, answer: Answer) -> None:
+    """Passes the body on as it comes.
+
+    A stream of events that the replica breaks off between two events gets an error event, so that its
+    client learns why; any other broken body is broken off for the client too.
+    """
+    is_events = any(
+        name == b"content-type" and b"text/event-stream" in value for name, value in answer.headers
+    )
+    tail = b"\n\n"
+    try:
+        while (chunk := await answer.read()) is not None:
+            tail = (tail + chunk)[-4:]
+            await exchange.write(chunk)
+    except UpstreamError as error:
+        if not is_events or not tail.endswith((b"\n\n", b"\r\n\r\n")):
+            raise
+        exchange.log_fields["error"] = error.code
+        await exchange.finish(sse.encode_event(encode_error(error)))
+        return
+    await exchange.finish()
+
+
+def read_model(body: bytes) -> str:
+    """The model a request names.
+
+    Raises:
+        InvalidRequestError: the body is no JSON object or its `model` is missing or no string.
+    """
+    try:
+        return _ROUTING.decode(body).model
+    except msgspec.ValidationError as error:
+        raise explain(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error

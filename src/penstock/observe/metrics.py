@@ -1,0 +1,61 @@
+"""Counters, gauges and histograms of one process, made from the table of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from penstock.observe.names import Metric
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+# A reading: the metric, its label values, its value now.
+Reading = tuple[Metric, tuple[str, ...], float]
+
+
+class Metrics:
+    """The registry of a process; a metric is made once and by its entry in the table."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+
+    def counter(self, metric: Metric) -> Counter:
+        """A counter. Raises ValueError if it was made before."""
+        assert metric.kind == "counter"
+        return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def gauge(self, metric: Metric) -> Gauge:
+        """A gauge. Raises ValueError if it was made before."""
+        assert metric.kind == "gauge"
+        return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def histogram(self, metric: Metric) -> Histogram:
+        """A histogram. Raises ValueError if it was made before."""
+        assert metric.kind == "histogram"
+        return Histogram(
+            metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self._registry
+        )
+
+    def observe(self, read: Callable[[], Iterable[Reading]]) -> None:
+        """Calls `read` at each exposition, for values that live elsewhere (the engine knows no metrics)."""
+        self._registry.register(_Readings(read))
+
+    def expose(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Readings(Collector):
+    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for metric, labels, value in self._read():
+            if metric.name not in families:
+                make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                families[metric.name] = make(metric.name, metric.help, labels=metric.labels)
+            families[metric.name].add_metric(list(labels), value)
+        yield from families.values()

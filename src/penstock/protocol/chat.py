@@ -1,0 +1,200 @@
+"""OpenAI's chat completions: request, answer, stream chunk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
+from penstock.protocol.generation import GenerationRequest, MaxTokens
+from penstock.protocol.strict import Unbuilt, read_request, refuse_unbuilt
+from penstock.protocol.usage import Usage
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+UNBUILT: Unbuilt = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+# Clients send an assistant's message back as they got it, with its empty fields.
+UNBUILT_IN_MESSAGE: Unbuilt = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "reasoning_content": (),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+
+
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One part of a message's content; only text is built."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str | list[ContentPart] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string, parts joined."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    """The fields of a chat request that are built; see UNBUILT for the others."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: MaxTokens | None = None
+
+
+_REQUEST = msgspec.json.Decoder(ChatRequest)
+
+
+class _RawContent(msgspec.Struct, frozen=True):
+    messages: list[dict[str, msgspec.Raw]] = []
+
+
+_RAW = msgspec.json.Decoder(_RawContent)
+
+
+def read_chat_request(body: bytes) -> ChatRequest:
+    """Decodes and checks a chat request.
+
+    Raises:
+        InvalidRequestError, UnsupportedParameterError, UnknownParameterError: `param` names the field.
+    """
+    _refuse_parts(body)
+    request = read_request(body, _REQUEST, UNBUILT)
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise InvalidRequestError(
+            "'max_tokens' and 'max_completion_tokens' exclude each other", param="max_completion_tokens"
+        )
+    for index, message in enumerate(request.messages):
+        if message.content is None and message.role != "assistant":
+            raise InvalidRequestError("content is missing", param=f"messages[{index}].content")
+    request.check_stream_options()
+    return request
+
+
+def _refuse_parts(body: bytes) -> None:
+    """Names what is unbuilt inside the messages: roles, content parts, fields."""
+    try:
+        messages = _RAW.decode(body).messages
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return  # the typed reading that follows says what is wrong, with the path
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if bytes(message.get("role", b"")) in (b'"tool"', b'"function"'):
+            raise UnsupportedParameterError(f"tools are not supported: {where}.role", param=f"{where}.role")
+        rest = {name: raw for name, raw in message.items() if name not in ("role", "content")}
+        refuse_unbuilt(rest, UNBUILT_IN_MESSAGE, f"{where}.")
+        if bytes(message.get("content", b"")).lstrip()[:1] == b"[":
+            _refuse_content(message["content"], f"{where}.content")
+
+
+def _refuse_content(content: msgspec.Raw, where: str) -> None:
+    try:
+        parts = msgspec.json.decode(content, type=list[dict[str, msgspec.Raw]])
+    except (msgspec.DecodeError, RecursionError):
+        return
+    for index, part in enumerate(parts):
+        kind = bytes(part.get("type", b'"text"'))
+        if kind.startswith(b'"') and kind != b'"text"':
+            raise UnsupportedParameterError(
+                f"only text is supported: {where}[{index}].type is {kind.decode(errors='replace')}",
+                param=f"{where}[{index}].type",
+            )
+
+
+class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The assistant's turn in an answer."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer."""
+
+    message: AnswerMessage
+    finish_reason: str
+    index: int = 0
+    logprobs: None = None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a chunk adds."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer's part of a chunk."""
+
+    delta: Delta
+    finish_reason: str | None = None
+    index: int = 0
+    logprobs: None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a stream. With `include_usage` every chunk has `usage`, null but in the last."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None | UnsetType = UNSET

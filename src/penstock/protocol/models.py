@@ -1,0 +1,24 @@
+"""Answers of /v1/models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """One served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    """Unix seconds at which the server began to serve it."""
+    owned_by: str = "penstock"
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """All served models."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"

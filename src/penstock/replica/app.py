@@ -1,0 +1,151 @@
+"""The HTTP face of the engine: OpenAI's API, probes and metrics of one replica."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from penstock.asgi.application import Application, Endpoint, Ended
+from penstock.asgi.drain import Drain
+from penstock.asgi.exchange import Exchange
+from penstock.asgi.settings import HttpLimits
+from penstock.base.errors import InvalidRequestError, NotReadyError
+from penstock.observe import metrics as observe, names
+from penstock.protocol.chat import ChatRequest, Role, read_chat_request
+from penstock.protocol.completions import DEFAULT_MAX_TOKENS, read_completion_request
+from penstock.protocol.models import Model, ModelList
+from penstock.protocol.generation import GenerationRequest
+from penstock.replica.answer import Job, answer
+from penstock.replica.model import ServedModel
+from penstock.replica.shapes import ChatShape, CompletionShape, Shape
+from penstock.text.template import Turn
+
+# The template's word for each role: templates know no developer, which is OpenAI's newer word for system.
+_TEMPLATE_ROLES: dict[Role, str] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+class Replica:
+    """Endpoints over one served model."""
+
+    def __init__(self, model: ServedModel, limits: HttpLimits, drain: Drain) -> None:
+        self._model = model
+        self._limits = limits
+        self._drain = drain
+        self._metrics = observe.Metrics()
+        self._requests = self._metrics.counter(names.REQUESTS)
+        self._durations = self._metrics.histogram(names.REQUEST_SECONDS)
+        self._first_token = self._metrics.histogram(names.ENGINE_TTFT)
+        self._metrics.observe(self._read_engine)
+
+    def application(self) -> Application:
+        """The ASGI application."""
+        return Application(
+            {
+                ("POST", "/v1/chat/completions"): Endpoint(self._chat),
+                ("POST", "/v1/completions"): Endpoint(self._complete),
+                ("GET", "/v1/models"): Endpoint(self._models),
+                ("GET", "/health"): Endpoint(self._ready, is_work=False),
+                ("GET", "/livez"): Endpoint(self._live, is_work=False),
+                ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
+                ("GET", "/metrics"): Endpoint(self._expose, is_work=False),
+            },
+            self._drain,
+            self._count,
+        )
+
+    async def _chat(self, exchange: Exchange) -> None:
+        started = time.perf_counter()
+        request = read_chat_request(await self._body(exchange))
+        self._model.check_name(request.model)
+        # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
+        prompt = await asyncio.to_thread(self._encode_chat, request)
+        max_tokens = request.max_completion_tokens or request.max_tokens
+        shape = ChatShape(self._model.name, include_usage=request.includes_usage)
+        await self._answer(exchange, self._job(request, prompt, max_tokens, shape), started)
+
+    async def _complete(self, exchange: Exchange) -> None:
+        started = time.perf_counter()
+        request = read_completion_request(await self._body(exchange))
+        self._model.check_name(request.model)
+        prompt = await asyncio.to_thread(self._encode_text, request.text)
+        max_tokens = request.max_tokens or DEFAULT_MAX_TOKENS
+        shape = CompletionShape(self._model.name, include_usage=request.includes_usage)
+        await self._answer(exchange, self._job(request, prompt, max_tokens, shape), started)
+
+    def _job(
+        self, request: GenerationRequest, prompt: list[int], max_tokens: int | None, shape: Shape
+    ) -> Job:
+        return Job(
+            prompt=prompt,
+            sampling=self._model.sampling(request, max_tokens, len(prompt)),
+            stops=request.stop_strings,
+            shape=shape,
+            streams=bool(request.stream),
+            include_usage=request.includes_usage,
+            user=request.user,
+        )
+
+    async def _answer(self, exchange: Exchange, job: Job, started: float) -> None:
+        def on_first_token() -> None:
+            self._first_token.observe(time.perf_counter() - started)
+
+        await answer(exchange, self._model, job, on_first_token)
+
+    def _encode_chat(self, request: ChatRequest) -> list[int]:
+        if self._model.template is None:
+            raise InvalidRequestError(
+                f"the model {self._model.name!r} has no chat template; use /v1/completions", param="messages"
+            )
+        return self._model.template.encode(
+            [Turn(_TEMPLATE_ROLES[message.role], message.text) for message in request.messages]
+        )
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids = self._model.tokenizer.encode(text, add_special_tokens=True)
+        if not ids:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        return ids
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        return await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
+
+    async def _models(self, exchange: Exchange) -> None:
+        models = ModelList(data=[Model(id=self._model.name, created=self._model.created)])
+        await exchange.respond(200, msgspec.json.encode(models))
+
+    async def _live(self, exchange: Exchange) -> None:
+        await exchange.respond(200, b'{"status":"alive"}')
+
+    async def _ready(self, exchange: Exchange) -> None:
+        if self._drain.is_draining or not self._model.service.is_alive:
+            raise NotReadyError("draining" if self._drain.is_draining else "the engine is not running")
+        await exchange.respond(200, b'{"status":"ready"}')
+
+    async def _expose(self, exchange: Exchange) -> None:
+        await exchange.respond(200, self._metrics.expose(), observe.CONTENT_TYPE)
+
+    def _count(self, ended: Ended) -> None:
+        self._requests.labels("engine", ended.path, ended.method, ended.status, ended.error_code or "").inc()
+        self._durations.labels("engine", ended.path).observe(ended.duration_s)
+
+    def _read_engine(self) -> Iterator[observe.Reading]:
+        stats = self._model.service.stats()
+        yield names.REQUESTS_RUNNING, ("engine",), self._drain.num_running
+        yield names.ENGINE_RUNNING, (), stats.num_running
+        yield names.ENGINE_WAITING, (), stats.num_waiting
+        yield names.ENGINE_KV_BLOCKS, ("free",), stats.num_free_blocks
+        yield names.ENGINE_KV_BLOCKS, ("held",), stats.num_blocks - stats.num_free_blocks
+        yield names.ENGINE_STEPS, (), stats.num_steps
+        yield names.ENGINE_FAILED_STEPS, (), stats.num_failed_steps
+        yield names.ENGINE_STEP_SECONDS, (), stats.step_seconds
+        yield names.ENGINE_PREEMPTIONS, (), stats.num_preemptions
+        yield names.ENGINE_PROMPT_TOKENS, (), stats.prompt_tokens
+        yield names.ENGINE_GENERATED_TOKENS, (), stats.generated_tokens

@@ -1,0 +1,96 @@
+"""Chat messages to a prompt, by the checkpoint's own Jinja template in a sandbox.
+
+The environment is the one that Hugging Face's templates are written for: trimmed blocks, loop controls,
+`raise_exception`, `strftime_now`, `tojson` that keeps non-ASCII text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from penstock.base.errors import CheckpointError, InvalidRequestError
+from penstock.text.tokenizer import Tokenizer, token_text
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message, its role as the template knows it."""
+
+    role: str
+    content: str
+
+
+class ChatTemplate:
+    """A compiled chat template; `None` stands for a checkpoint without one."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        """Raises CheckpointError if the template does not compile."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template does not compile: {error}") from error
+        self._tokenizer = tokenizer
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        self._special = {name: token_text(tokenizer.config.get(name)) for name in names}
+
+    @staticmethod
+    def of_checkpoint(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The template in chat_template.jinja or tokenizer_config.json; None if there is none."""
+        path = directory / "chat_template.jinja"
+        if path.is_file():
+            return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer)
+        source = tokenizer.config.get("chat_template")
+        if isinstance(source, list):  # several named templates
+            named = {entry.get("name"): entry.get("template") for entry in source}
+            source = named.get("default")
+        return ChatTemplate(source, tokenizer) if isinstance(source, str) else None
+
+    def encode(self, turns: Sequence[Turn]) -> list[int]:
+        """Token ids of the conversation up to where the assistant's next turn begins.
+
+        Special tokens inside a turn's content are encoded as the text they look like.
+
+        Raises:
+            InvalidRequestError: the template refuses the conversation, with its own words.
+        """
+        defused: list[str] = []
+        messages = [
+            {"role": turn.role, "content": self._tokenizer.defuse(turn.content, defused)} for turn in turns
+        ]
+        return self._tokenizer.encode_prompt(self.render(messages), defused)
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The prompt as text, with the assistant's next turn opened."""
+        try:
+            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)

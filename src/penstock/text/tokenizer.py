@@ -1,0 +1,122 @@
+"""Text to token ids and back, by the checkpoint's own tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from penstock.base.errors import CheckpointError
+
+# Around the index of a text that was taken out of a prompt; Unicode noncharacters, so no valid text has them.
+OPEN_MARK, CLOSE_MARK = "\ufdd0", "\ufdd1"
+_MARKED = re.compile(f"{OPEN_MARK}([0-9]+){CLOSE_MARK}")
+_FORGED = re.compile(f"[{OPEN_MARK}{CLOSE_MARK}]")
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer with its end tokens and special tokens. Safe to use from several threads."""
+
+    def __init__(self, directory: Path) -> None:
+        """Reads tokenizer.json, tokenizer_config.json, generation_config.json and config.json.
+
+        Raises:
+            CheckpointError: tokenizer.json is missing or broken.
+        """
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{directory} lacks tokenizer.json (convert older tokenizer formats first)")
+        try:
+            self._encoder = RustTokenizer.from_file(str(path))
+            self._literal = RustTokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 (the Rust side raises bare Exception)
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        self._literal.encode_special_tokens = True
+        self.config = read_json(directory / "tokenizer_config.json")
+        self.special_tokens = {
+            token.content: token_id
+            for token_id, token in self._encoder.get_added_tokens_decoder().items()
+            if token.special
+        }
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.end_token_ids = self._end_tokens(directory)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._encoder.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`; special tokens written in it count as such.
+
+        `add_special_tokens` puts those around it that the checkpoint wants around plain text (BOS, say).
+        """
+        return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_prompt(self, text: str, defused: Sequence[str]) -> list[int]:
+        """Token ids of a rendered prompt in which marks stand for `defused` texts, by index.
+
+        Those are encoded letter by letter, as text, so a user cannot forge the end of a turn.
+        """
+        pieces = _MARKED.split(text)
+        ids = self.encode(pieces[0], add_special_tokens=False)
+        for index, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            ids += self._literal.encode(defused[int(index)], add_special_tokens=False).ids
+            ids += self.encode(piece, add_special_tokens=False)
+        return ids
+
+    def defuse(self, text: str, defused: list[str]) -> str:
+        """Takes special tokens out of user text: appends them to `defused`, leaves marks in their place."""
+        text = _FORGED.sub("\ufffd", text)
+        if self._special is None:
+            return text
+
+        def take(found: re.Match[str]) -> str:
+            defused.append(found[0])
+            return f"{OPEN_MARK}{len(defused) - 1}{CLOSE_MARK}"
+
+        return self._special.sub(take, text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out; broken UTF-8 shows as U+FFFD."""
+        return str(self._encoder.decode(ids, skip_special_tokens=True))
+
+    def _end_tokens(self, directory: Path) -> frozenset[int]:
+        """Ids that end an answer: every source that names one counts, as in vLLM."""
+        ids: set[int] = set()
+        for name in ("generation_config.json", "config.json"):
+            given = read_json(directory / name).get("eos_token_id")
+            ids.update(given if isinstance(given, list) else [] if given is None else [given])
+        token = token_text(self.config.get("eos_token"))
+        if token in self.special_tokens:
+            ids.add(self.special_tokens[token])
+        return frozenset(ids)
+
+
+def token_text(entry: object) -> str:
+    """A special token of tokenizer_config.json, which writes it as a string or as an object."""
+    if isinstance(entry, Mapping):
+        return str(entry.get("content", ""))
+    return entry if isinstance(entry, str) else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An optional JSON object; {} if there is no such file.
+
+    Raises:
+        CheckpointError: it is there and cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value
