@@ -46,9 +46,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    server: ServerSettings = Field(default_factory=lambda: ServerSettings())
-    upstream: UpstreamSettings = Field(default_factory=lambda: UpstreamSettings())
-    log: LogSettings = Field(default_factory=lambda: LogSettings())
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
     models: dict[str, ModelSettings] = Field(
         default_factory=lambda: {"tiny": ModelSettings(replicas=[ReplicaSettings(engine=EngineSettings())])},
         description="models by the name that clients use; the built-in one if none is given",

@@ -1,4 +1,4 @@
-"""The line between the supervisor and a child: the child says "ready", and both notice when the other is gone.
+"""The line between supervisor and child: the child says "ready", and each notices when the other is gone.
 
 It is one end each of a socket pair. The kernel closes an end when its process dies, however it dies, so no
 child outlives its supervisor and no supervisor waits for a dead child.

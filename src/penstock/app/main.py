@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -18,7 +19,8 @@ from penstock.app.config_commands import config_app
 from penstock.app.supervisor import EXIT_USAGE
 from penstock.asgi.server import bind
 from penstock.base.errors import ConfigurationError, PenstockError
-from penstock.engine.checkpoint import find as find_checkpoint, served_name
+from penstock.engine.checkpoint import find as find_checkpoint
+from penstock.engine.checkpoint import served_name
 from penstock.engine.settings import EngineSettings
 from penstock.observe.logs import set_up_logs
 
@@ -149,7 +151,8 @@ def _server_changes(host: str | None, port: int | None) -> dict[str, Any]:
 
 def _announce(address: str, settings: Config) -> None:
     model = next(iter(settings.models))
-    question = '{"model":"%s","messages":[{"role":"user","content":"What is 23 + 45?"}]}' % model
+    messages = [{"role": "user", "content": "What is 23 + 45?"}]
+    question = json.dumps({"model": model, "messages": messages})
     typer.echo(
         f"\nPenstock serves {', '.join(settings.models)} on {address}\n\n"
         f"  curl {address}/v1/chat/completions -H 'content-type: application/json' \\\n"

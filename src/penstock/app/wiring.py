@@ -5,7 +5,6 @@ The engine's imports (torch) are inside its function, so that the gateway and th
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -52,7 +51,7 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     Raises:
         ConfigurationError: the model or a setting is refused.
     """
-    from penstock.app.loading import load_model  # imports torch
+    from penstock.replica.loading import load_model  # imports torch
 
     stop = StopRequest()
     tell_ready = place.tell_ready(stop)
@@ -85,7 +84,7 @@ async def run_gateway(config: Config, place: Place) -> None:
     for name, model in config.models.items():
         if any(replica.url is None for replica in model.replicas):
             raise ConfigurationError(
-                f"models.{name} has an engine; `penstock gateway` serves urls only, `penstock up` starts engines",
+                f"models.{name} has an engine; `penstock gateway` serves urls only; use `penstock up`",
                 param=f"models.{name}.replicas",
             )
     stop, drain = StopRequest(), Drain()

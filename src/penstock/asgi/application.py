@@ -56,7 +56,8 @@ class Application:
         drain: Drain,
         on_end: Callable[[Ended], None],
     ) -> None:
-        """`endpoints` maps (method, path), where a path ending in a slash stands for all below it.
+        """`endpoints` maps (method, path), where a path ending in a slash stands for all
+        paths below it.
 
         `on_end` is called once per request, whatever became of it.
         """
@@ -77,14 +78,14 @@ class Application:
         except asyncio.CancelledError as error:
             failure = error
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the border: whatever it is, it gets an answer)
             failure = error
             await self._answer_error(exchange, pattern, error)
         finally:
             self._end(exchange, pattern, time.perf_counter() - started, failure)
 
     def _pattern(self, path: str) -> str | None:
-        """The table's path for a request's path: itself, or the prefix ending in a slash that it begins with."""
+        """The table's path for a request's: itself, or the longest prefix in it that ends in a slash."""
         if path in self._paths:
             return path
         prefix = path[: path.rfind("/", 0, -1) + 1]

@@ -98,7 +98,7 @@ async def serve(
 ) -> None:
     """Serves until `stop` is asked, then drains. Returns when every connection is closed."""
     config = uvicorn.Config(
-        application,  # type: ignore[arg-type]  # uvicorn's own TypedDicts for scope and messages
+        application,
         http="httptools",
         ws="none",
         lifespan="off",

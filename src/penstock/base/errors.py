@@ -123,7 +123,7 @@ class BodyTooLargeError(ClientError):
 
 
 class ClientGoneError(ClientError):
-    """The client left before its answer; 499 is nginx's status for it and is seen only in metrics and logs."""
+    """The client left before its answer; 499, nginx's status for it, is seen only in metrics and logs."""
 
     code = "client_gone"
     status = 499

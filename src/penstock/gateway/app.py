@@ -18,7 +18,8 @@ from penstock.gateway.health import HealthBoard, watch
 from penstock.gateway.relay import Relay
 from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Pool
-from penstock.observe import metrics as observe, names
+from penstock.observe import metrics as observe
+from penstock.observe import names
 from penstock.protocol.models import Model, ModelList
 
 RELAYED_PATHS = ("/v1/chat/completions", "/v1/completions")

@@ -1,4 +1,4 @@
-"""Every metric of ours: name, kind, unit in the name, labels, help. A metric that is not here does not exist."""
+"""Every metric of ours: name, kind, labels, help. A metric that is not here does not exist."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import msgspec
 from penstock.base.errors import InvalidRequestError, UnknownParameterError, UnsupportedParameterError
 
 Unbuilt = Mapping[str, tuple[Any, ...]]
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # msgspec ends its messages with the path: "Expected `str`, got `int` - at `$.messages[0].content`".

@@ -55,7 +55,7 @@ async def answer(
 async def _whole(
     exchange: Exchange, job: Job, generation: Generation, on_first_token: Callable[[], None]
 ) -> None:
-    text = []
+    text: list[str] = []
     async for piece in generation.pieces():
         if not text:
             on_first_token()

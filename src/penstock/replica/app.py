@@ -8,16 +8,17 @@ from collections.abc import Iterator
 
 import msgspec
 
-from penstock.asgi.application import Application, Endpoint, Ended
+from penstock.asgi.application import Application, Ended, Endpoint
 from penstock.asgi.drain import Drain
 from penstock.asgi.exchange import Exchange
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import InvalidRequestError, NotReadyError
-from penstock.observe import metrics as observe, names
+from penstock.observe import metrics as observe
+from penstock.observe import names
 from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import DEFAULT_MAX_TOKENS, read_completion_request
-from penstock.protocol.models import Model, ModelList
 from penstock.protocol.generation import GenerationRequest
+from penstock.protocol.models import Model, ModelList
 from penstock.replica.answer import Job, answer
 from penstock.replica.model import ServedModel
 from penstock.replica.shapes import ChatShape, CompletionShape, Shape

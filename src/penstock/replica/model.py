@@ -70,8 +70,8 @@ class ServedModel:
         if room < 1 or (max_tokens is not None and max_tokens > room):
             asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
             raise ContextLengthError(
-                f"the model's context is {self.max_model_len} tokens; the prompt has {num_prompt_tokens} tokens"
-                f"{asked}. Shorten the prompt" + (" or lower max_tokens" if asked else ""),
+                f"the model's context is {self.max_model_len} tokens; the prompt has {num_prompt_tokens} "
+                f"tokens{asked}. Shorten the prompt" + (" or lower max_tokens" if asked else ""),
                 param="max_tokens" if room >= 1 else "prompt",
             )
         defaults = self.defaults

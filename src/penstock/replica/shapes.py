@@ -47,7 +47,7 @@ class ChatShape:
         self._model = model
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
-        self._no_usage: None | UnsetType = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if include_usage else UNSET
 
     def opening(self) -> bytes:
         """The chunk that names the role."""
@@ -92,7 +92,7 @@ class CompletionShape:
         self._model = model
         self._id = new_id("cmpl")
         self._created = int(time.time())
-        self._no_usage: None | UnsetType = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if include_usage else UNSET
 
     def opening(self) -> None:
         """A text completion opens with its text."""
@@ -113,7 +113,7 @@ class CompletionShape:
         """See Shape."""
         return self._completion([CompletionChoice(text=text, finish_reason=reason)], usage)
 
-    def _completion(self, choices: list[CompletionChoice], usage: Usage | None | UnsetType) -> bytes:
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> bytes:
         return _encode(
             Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
         )

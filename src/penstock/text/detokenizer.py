@@ -14,7 +14,7 @@ REPLACEMENT = "\ufffd"
 # A character has at most four bytes and a token holds at least one: three more tokens decide whether the
 # bytes before them are a character.
 LOOKAHEAD = 3
-# Text that is still broken after this many tokens is broken for good; holding all of it would stall the stream.
+# Text still broken after this many tokens is broken for good; holding all of it would stall the stream.
 MAX_HELD_TOKENS = 8
 
 

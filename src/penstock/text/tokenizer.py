@@ -33,7 +33,7 @@ class Tokenizer:
         try:
             self._encoder = RustTokenizer.from_file(str(path))
             self._literal = RustTokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 (the Rust side raises bare Exception)
+        except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._literal.encode_special_tokens = True
         self.config = read_json(directory / "tokenizer_config.json")
