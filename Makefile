@@ -33,7 +33,7 @@ format: $(VENV)/.check
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.engine
-	$(BIN)/python benchmarks/gateway_relay.py
+	$(BIN)/python benchmarks/service.py
 
 clean:
 	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -61,7 +61,7 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
     block_bytes = (
         2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize * settings.block_size
     )
-    trained = spec.rope.original_max_positions if spec.rope.kind == "dynamic" else spec.max_positions
+    trained = spec.context_length
     if settings.max_model_len > trained:
         raise ConfigurationError(
             f"max_model_len {settings.max_model_len} is more than the model's {trained} positions",

@@ -24,19 +24,32 @@ def uniform(seed: int, position: int) -> float:
     return ((state ^ (state >> 31)) >> 11) / (1 << 53)
 
 
-def sample(logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]) -> list[int]:
+def sample(
+    logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]
+) -> list[int | None]:
     """Draws one token per row.
 
     Args:
         logits: float32 (n, vocab_size), left as it is.
         params: n sampling parameters.
         positions: n places of the new tokens in their sequences; with the seed they fix the draw.
+
+    Returns:
+        n token ids; None for a row that holds no distribution (NaN, or nothing finite above it).
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
+    likeliest, tokens_of = logits.max(-1)  # NaN wins every comparison here, so the maximum shows it
+    is_sound: list[bool] = likeliest.isfinite().tolist()
+    tokens: list[int | None] = [
+        token if sound else None for token, sound in zip(tokens_of.tolist(), is_sound, strict=True)
+    ]
     # Filtered and unfiltered rows are drawn apart: they invert differently ordered distributions, and a
     # row's result must not depend on which kind its neighbours are.
     for kind in (False, True):
-        rows = [i for i, param in enumerate(params) if not param.is_greedy and param.has_filters is kind]
+        rows = [
+            row
+            for row, param in enumerate(params)
+            if is_sound[row] and not param.is_greedy and param.has_filters is kind
+        ]
         if not rows:
             continue
         scaled = logits[rows].double() / _column([params[row].temperature for row in rows], logits)

@@ -124,10 +124,11 @@ class Scheduler:
         self._admit(draft)
         return StepPlan(tuple(draft.chunks), tuple(draft.failed))
 
-    def commit(self, plan: StepPlan, tokens: SequenceOf[int]) -> list[Output]:
+    def commit(self, plan: StepPlan, tokens: SequenceOf[int | None]) -> list[Output]:
         """Records that `plan` was computed and `tokens` were sampled, one per sampling chunk, in order.
 
-        Returns one output per new token; a sequence that ended has given its blocks back.
+        None instead of a token ends that sequence with an error: its logits held no distribution.
+        Returns one output per sampling chunk; a sequence that ended has given its blocks back.
         """
         sampling = plan.sampling_chunks
         assert len(tokens) == len(sampling)
@@ -141,7 +142,10 @@ class Scheduler:
         for sequence in self._by_id.values():
             assert len(sequence.block_table) * self.pool.block_size >= sequence.num_computed
 
-    def _append(self, sequence: Sequence, token: int) -> Output:
+    def _append(self, sequence: Sequence, token: int | None) -> Output:
+        if token is None:
+            error = EngineError("the model computed logits that are no numbers; try dtype float32")
+            return self._finish(sequence, FinishReason.ERROR, error=error)
         sequence.tokens.append(token)
         sampling = sequence.sampling
         if token in sampling.stop_token_ids:

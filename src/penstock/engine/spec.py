@@ -49,6 +49,18 @@ class DecoderSpec:
     checkpoint_dtype: str = "float32"
 
     @property
+    def context_length(self) -> int:
+        """Tokens that can be served: yarn reaches its factor times the original length, whatever
+        `max_position_embeddings` says (published recipes leave it); dynamic stays within the trained length.
+        """
+        rope = self.rope
+        if rope.kind == "dynamic":
+            return rope.original_max_positions
+        if rope.kind == "yarn":
+            return max(self.max_positions, int(rope.factor * rope.original_max_positions))
+        return self.max_positions
+
+    @property
     def num_parameters(self) -> int:
         """Number of weights, the tied head counted once (biases and norms included)."""
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim

@@ -32,10 +32,14 @@ class EngineAnswerer:
     """Answers greedily with an engine of its own in this process. Deterministic."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Loads the model. Raises ConfigurationError as `load_model` does, or if it has no chat template."""
+        """Loads the model.
+
+        Raises:
+            ConfigurationError: as `load_model` does, or there is no chat template.
+        """
         self._model = load_model(settings, settings.model)
         if self._model.template is None:
-            raise ConfigurationError(f"the model {settings.model} has no chat template, so it cannot be asked")
+            raise ConfigurationError(f"{settings.model} has no chat template, so it cannot be asked")
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         """One answer per conversation, in order; all of them run as one continuous batch."""

@@ -16,7 +16,7 @@ from penstock.base.errors import InvalidRequestError, NotReadyError
 from penstock.observe import metrics as observe
 from penstock.observe import names
 from penstock.protocol.chat import ChatRequest, Role, read_chat_request
-from penstock.protocol.completions import DEFAULT_MAX_TOKENS, read_completion_request
+from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
 from penstock.protocol.models import Model, ModelList
 from penstock.replica.answer import Job, answer
@@ -68,25 +68,21 @@ class Replica:
         self._model.check_name(request.model)
         # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
         prompt = await asyncio.to_thread(self._encode_chat, request)
-        max_tokens = request.max_completion_tokens or request.max_tokens
         shape = ChatShape(self._model.name, include_usage=request.includes_usage)
-        await self._answer(exchange, self._job(request, prompt, max_tokens, shape), started)
+        await self._answer(exchange, self._job(request, prompt, shape), started)
 
     async def _complete(self, exchange: Exchange) -> None:
         started = time.perf_counter()
         request = read_completion_request(await self._body(exchange))
         self._model.check_name(request.model)
         prompt = await asyncio.to_thread(self._encode_text, request.text)
-        max_tokens = request.max_tokens or DEFAULT_MAX_TOKENS
         shape = CompletionShape(self._model.name, include_usage=request.includes_usage)
-        await self._answer(exchange, self._job(request, prompt, max_tokens, shape), started)
+        await self._answer(exchange, self._job(request, prompt, shape), started)
 
-    def _job(
-        self, request: GenerationRequest, prompt: list[int], max_tokens: int | None, shape: Shape
-    ) -> Job:
+    def _job(self, request: GenerationRequest, prompt: list[int], shape: Shape) -> Job:
         return Job(
             prompt=prompt,
-            sampling=self._model.sampling(request, max_tokens, len(prompt)),
+            sampling=self._model.sampling(request, len(prompt)),
             stops=request.stop_strings,
             shape=shape,
             streams=bool(request.stream),

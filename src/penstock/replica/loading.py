@@ -8,6 +8,7 @@ import time
 import structlog
 import torch
 
+from penstock.base.errors import CheckpointError, ConfigurationError
 from penstock.engine.checkpoint import resolve
 from penstock.engine.core import EngineCore
 from penstock.engine.memory import plan_memory
@@ -33,14 +34,24 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         ConfigurationError: the model or a setting is refused.
     """
     started = time.perf_counter()
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or _num_cores())
     directory = resolve(settings.model)
     spec = DecoderSpec.from_config(read_config(directory))
     memory = plan_memory(spec, settings)
     tokenizer = Tokenizer(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)
     defaults = SamplingDefaults.of_checkpoint(directory)
-    runner = Runner.load(directory, memory, _Progress(name))
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {settings.model} has {tokenizer.vocab_size} tokens, the model {spec.vocab_size}: "
+            "they do not belong together"
+        )
+    try:
+        runner = Runner.load(directory, memory, _Progress(name))
+    except (RuntimeError, MemoryError) as error:  # what torch raises when an allocation fails
+        raise ConfigurationError(
+            f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
+        ) from error
     limits = Limits(settings.max_sequences, settings.max_batch_tokens, memory.max_model_len)
     core = EngineCore(runner, limits, memory.num_blocks, memory.block_size)
     _warm_up(core)
@@ -82,3 +93,8 @@ class _Progress:
         if now - self._last >= PROGRESS_EVERY_S:
             self._last = now
             logger.info("loading", model=self._name, tensors=f"{done}/{total}")
+
+
+def _num_cores() -> int:
+    """The cores this process may use; macOS cannot say, so all of them there."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

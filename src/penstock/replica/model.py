@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.base.errors import ContextLengthError, ModelNotFoundError
+from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFoundError
 from penstock.engine.sequence import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
@@ -25,17 +25,24 @@ class SamplingDefaults:
 
     @staticmethod
     def of_checkpoint(directory: Path) -> SamplingDefaults:
-        """Reads generation_config.json; `do_sample: false` means greedy."""
+        """Reads generation_config.json; `do_sample: false` means greedy.
+
+        Raises:
+            CheckpointError: it is there and cannot be read.
+        """
         given = read_json(directory / "generation_config.json")
         temperature = given.get("temperature")
         if given.get("do_sample") is False:
             temperature = 0.0
-        return SamplingDefaults(
-            temperature=1.0 if temperature is None else float(temperature),
-            top_p=float(given.get("top_p") or 1.0),
-            top_k=int(given["top_k"]) if given.get("top_k") else None,
-            min_p=float(given.get("min_p") or 0.0),
-        )
+        try:
+            return SamplingDefaults(
+                temperature=1.0 if temperature is None else float(temperature),
+                top_p=float(given.get("top_p") or 1.0),
+                top_k=int(given["top_k"]) if given.get("top_k") else None,
+                min_p=float(given.get("min_p") or 0.0),
+            )
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +65,15 @@ class ServedModel:
                 f"there is no model {name!r} here; this replica serves {self.name!r}", param="model"
             )
 
-    def sampling(
-        self, request: GenerationRequest, max_tokens: int | None, num_prompt_tokens: int
-    ) -> SamplingParams:
-        """What the request says, else the defaults; without `max_tokens`, what the context leaves.
+    def sampling(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
+        """What the request says, else the defaults; without a limit, as many tokens as the context leaves.
 
         Raises:
-            ContextLengthError: the prompt, or the prompt with `max_tokens`, is longer than the context.
+            ContextLengthError: the prompt, or the prompt with what was asked for, is longer than the context.
         """
-        room = self.max_model_len - num_prompt_tokens
-        if room < 1 or (max_tokens is not None and max_tokens > room):
-            asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
-            raise ContextLengthError(
-                f"the model's context is {self.max_model_len} tokens; the prompt has {num_prompt_tokens} "
-                f"tokens{asked}. Shorten the prompt" + (" or lower max_tokens" if asked else ""),
-                param="max_tokens" if room >= 1 else "prompt",
-            )
         defaults = self.defaults
         return SamplingParams(
-            max_tokens=room if max_tokens is None else max_tokens,
+            max_tokens=self._max_tokens(request, num_prompt_tokens),
             temperature=defaults.temperature if request.temperature is None else request.temperature,
             top_p=defaults.top_p if request.top_p is None else request.top_p,
             top_k=defaults.top_k if request.top_k is None else request.top_k,
@@ -84,3 +81,20 @@ class ServedModel:
             seed=secrets.randbits(63) if request.seed is None else request.seed,
             stop_token_ids=self.tokenizer.end_token_ids,
         )
+
+    def _max_tokens(self, request: GenerationRequest, num_prompt_tokens: int) -> int:
+        limit = request.limit
+        room = self.max_model_len - num_prompt_tokens
+        lengths = f"the context is {self.max_model_len} tokens and the prompt has {num_prompt_tokens} tokens"
+        if room < 1:
+            raise ContextLengthError(
+                f"{lengths}; shorten it to leave room for an answer", param=request.prompt_field
+            )
+        if limit.asked is None:
+            return room if limit.default is None else min(limit.default, room)
+        if limit.asked > room:
+            raise ContextLengthError(
+                f"{lengths}, but {limit.field} is {limit.asked}; lower it or shorten the prompt",
+                param=limit.field,
+            )
+        return limit.asked

@@ -1,0 +1,36 @@
+"""The engine's keys of the config tree."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from penstock.engine.settings import EngineSettings
+
+
+def test_the_defaults_are_valid_together() -> None:
+    """`penstock serve` without a config file."""
+    assert EngineSettings().max_batch_tokens >= EngineSettings().max_sequences
+
+
+def test_every_decoding_sequence_needs_a_row_in_each_step() -> None:
+    """Otherwise some stream would stand still for no reason that its user could see."""
+    with pytest.raises(ValidationError, match=r"max_batch_tokens \(10\).*max_sequences \(11\)"):
+        EngineSettings(max_batch_tokens=10, max_sequences=11)
+    assert EngineSettings(max_batch_tokens=10, max_sequences=10).max_batch_tokens == 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"block_size": 0}, {"max_sequences": 0}, {"kv_cache_mb": -1}, {"dtype": "int8"}, {"blocksize": 16}],
+)
+def test_a_wrong_value_or_an_unknown_key_is_refused_by_name(wrong: dict[str, object]) -> None:
+    """A typo in a config file must not mean the default."""
+    (key,) = wrong
+    with pytest.raises(ValidationError, match=key):
+        EngineSettings(**wrong)
+
+
+def test_every_key_has_a_description() -> None:
+    """The docs are made of them."""
+    assert all(field.description for field in EngineSettings.model_fields.values())
