@@ -25,6 +25,9 @@ from penstock.text.tokenizer import Tokenizer
 
 logger = structlog.get_logger(__name__)
 PROGRESS_EVERY_S = 2.0
+# Parameters below which a product is too small to share: two threads then wait for each other longer than
+# they compute, and much longer where other processes use the cores.
+ONE_THREAD_BELOW = 20_000_000
 
 
 def load_model(settings: EngineSettings, name: str) -> ServedModel:
@@ -34,17 +37,17 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         ConfigurationError: the model or a setting is refused.
     """
     started = time.perf_counter()
-    torch.set_num_threads(settings.threads or _num_cores())
     directory = resolve(settings.model)
     spec = DecoderSpec.from_config(read_config(directory))
+    torch.set_num_threads(settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores()))
     memory = plan_memory(spec, settings)
     tokenizer = Tokenizer(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)
     defaults = SamplingDefaults.of_checkpoint(directory)
     if tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(
-            f"the tokenizer of {settings.model} has {tokenizer.vocab_size} tokens, the model {spec.vocab_size}: "
-            "they do not belong together"
+            f"the tokenizer of {settings.model} has {tokenizer.vocab_size} tokens, the model "
+            f"{spec.vocab_size}: they do not belong together"
         )
     try:
         runner = Runner.load(directory, memory, _Progress(name))
