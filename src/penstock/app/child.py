@@ -34,19 +34,23 @@ class Child:
         """Starts the process in a session of its own, so that Ctrl-C reaches it only through us."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "penstock",
-                *spec.arguments,
-                f"--fd={spec.listener.fileno()}",
-                f"--link={theirs.fileno()}",
-                stdin=asyncio.subprocess.DEVNULL,
-                env=dict(spec.environment),
-                pass_fds=(spec.listener.fileno(), theirs.fileno()),
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "penstock",
+                    *spec.arguments,
+                    f"--fd={spec.listener.fileno()}",
+                    f"--link={theirs.fileno()}",
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env=dict(spec.environment),
+                    pass_fds=(spec.listener.fileno(), theirs.fileno()),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
         return Child(spec, process, ours)
 
     async def wait_ready(self) -> bool:

@@ -82,12 +82,21 @@ def child_environment(config: Config) -> dict[str, str]:
     return inherited | {f"{PREFIX}{key.upper()}": json.dumps(value) for key, value in tree.items()}
 
 
+def let_threads_sleep() -> None:
+    """Makes OpenMP threads sleep while they wait, unless the user says otherwise; call before torch loads.
+
+    By default they spin, which takes the cores from gateway and clients on the same machine: on two busy
+    cores a step of a small model took ten times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no config file {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8; a date like 2001-99-99
         raise ConfigurationError(f"the config file {path} cannot be read: {error}") from error
     if tree is None:
         return {}
@@ -101,24 +110,33 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for name in sorted(environ):
         if not name.startswith(PREFIX):
             continue
-        try:
-            value = yaml.safe_load(environ[name])
-        except yaml.YAMLError as error:
-            raise ConfigurationError(
-                f"the environment's {name} is not valid YAML: {error}", param=name
-            ) from error
+        value = _read_value(name, environ[name])
         keys = name.removeprefix(PREFIX).lower().split("__")
         for key in reversed(keys):
             value = {key: value}
-        _merge(tree, value)
+        _merge(tree, value, whole=())
     return tree
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lays `over` over `base`: mappings are joined, but for `models`, which is replaced whole."""
+def _read_value(name: str, text: str) -> Any:
+    """JSON where it is JSON, which is what child processes get: YAML reads its \\u escapes differently."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"the environment's {name} is not valid YAML: {error}", param=name
+        ) from error
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any], whole: tuple[str, ...] = ("models",)) -> None:
+    """Lays `over` over `base`: mappings are joined, but for those in `whole`, which are replaced."""
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "models":
-            _merge(base[key], value)
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict) and key not in whole:
+            _merge(base[key], value, whole)
         else:
             base[key] = dict(value) if isinstance(value, Mapping) else value
 

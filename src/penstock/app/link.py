@@ -37,6 +37,10 @@ class ChildLink:
         except OSError:
             return  # it is gone, which `watch` tells
 
+    def close(self) -> None:
+        """Gives the line up; processes leave it to their end."""
+        self._socket.close()
+
 
 async def wait_ready(end: socket.socket) -> bool:
     """The supervisor's side: True when the child says it is ready, False when it is gone."""

@@ -94,7 +94,7 @@ def engine(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on.")] = 8000,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: one per core.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: chosen from model and cores.")] = 0,
     max_model_len: Annotated[int, typer.Option(help="Longest prompt plus answer; 0: the model's own.")] = 0,
     max_sequences: Annotated[int, typer.Option(help="Sequences in one step.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Requests queued before new ones get 429.")] = 256,

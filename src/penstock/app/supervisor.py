@@ -24,9 +24,10 @@ logger = structlog.get_logger(__name__)
 EXIT_USAGE = 2
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
-# A child that lived this long has recovered: its next failure counts as the first.
+# A child that served this long has recovered: its next failure counts as the first. Loading does not count,
+# or a model that takes a minute to load and then fails would be loaded for ever.
 STABLE_AFTER_S = 60.0
-# A child may not get ready this many times in a row before everything stops.
+# A child may fail this many times in a row before everything stops.
 MAX_FAILED_STARTS = 5
 
 
@@ -36,9 +37,9 @@ class Restarts:
 
     num_failures: int = 0
 
-    def next_delay_s(self, lived_s: float) -> float | None:
-        """Seconds to wait before the next start, after a life of `lived_s`; None to give up."""
-        self.num_failures = 1 if lived_s >= STABLE_AFTER_S else self.num_failures + 1
+    def next_delay_s(self, served_s: float) -> float | None:
+        """Seconds to wait before the next start, after `served_s` of being ready; None to give up."""
+        self.num_failures = 1 if served_s >= STABLE_AFTER_S else self.num_failures + 1
         if self.num_failures > MAX_FAILED_STARTS:
             return None
         return float(min(FIRST_BACKOFF_S * 2 ** (self.num_failures - 1), LAST_BACKOFF_S))
@@ -91,10 +92,11 @@ class Supervisor:
         restarts = Restarts()
         loop = asyncio.get_running_loop()
         while not self._is_stopping:
-            started = loop.time()
+            ready_at: float | None = None
             child = self._children[spec.name] = await Child.start(spec)
             try:
                 if await child.wait_ready():
+                    ready_at = loop.time()
                     logger.info("started", child=spec.name, pid=child.process.pid)
                     if on_ready is not None:
                         on_ready()
@@ -106,7 +108,7 @@ class Supervisor:
                 return
             if status == EXIT_USAGE:
                 raise ConfigurationError(f"{spec.name} refused to start; its message is above")
-            delay = restarts.next_delay_s(loop.time() - started)
+            delay = restarts.next_delay_s(0.0 if ready_at is None else loop.time() - ready_at)
             if delay is None:
                 raise InternalError(
                     f"{spec.name} failed {MAX_FAILED_STARTS} times in a row; its log says why"
@@ -120,6 +122,7 @@ class Supervisor:
         limit = self._drain_timeout_s + CANCEL_GRACE_S + 5
         if (gateway := self._children.get(self._gateway.name)) is not None:
             await gateway.stop(limit)
+        self._gateway.listener.close()  # nobody accepts any more: refuse clients instead of letting them hang
         engines = [self._children[spec.name] for spec in self._engines if spec.name in self._children]
         await asyncio.gather(*(engine.stop(limit) for engine in engines))
         insist.cancel()

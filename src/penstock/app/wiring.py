@@ -9,11 +9,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import structlog
 
 from penstock.app.child import ChildSpec
-from penstock.app.config import Config, child_environment
+from penstock.app.config import Config, child_environment, let_threads_sleep
 from penstock.app.link import ChildLink
 from penstock.app.supervisor import Supervisor, local_url
 from penstock.asgi.drain import Drain
@@ -26,6 +27,8 @@ from penstock.fleet.settings import ReplicaSettings
 from penstock.gateway.app import Gateway
 
 logger = structlog.get_logger(__name__)
+# What the extra `engine` adds and serving a model imports.
+_ENGINE_MODULES = ("torch", "numpy", "tokenizers", "safetensors", "jinja2", "huggingface_hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,21 @@ class Place:
     def tell_ready(self, stop: StopRequest) -> Callable[[], None]:
         """What to call when the process serves. From now on the supervisor's end is taken as a stop."""
         if self.link is None:
-            host, port = self.listener.getsockname()[:2]
-            return lambda: logger.info("serving", address=f"http://{host}:{port}")
+            address = local_url(self.listener).removesuffix("/v1")
+            return lambda: logger.info("serving", address=address)
         link = ChildLink(self.link)
         link.watch(stop.ask)
         return link.tell_ready
+
+
+def require_engine() -> None:
+    """Raises ConfigurationError if this installation is the gateway alone."""
+    missing = [name for name in _ENGINE_MODULES if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"the engine needs {', '.join(missing)}, which this installation lacks; "
+            "install it with: pip install 'penstock[engine]'"
+        )
 
 
 async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, place: Place) -> None:
@@ -51,6 +64,8 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     Raises:
         ConfigurationError: the model or a setting is refused.
     """
+    require_engine()
+    let_threads_sleep()
     from penstock.replica.loading import load_model  # imports torch
 
     stop = StopRequest()
@@ -114,6 +129,8 @@ async def run_up(config: Config, on_ready: Callable[[str], None]) -> None:
     listener = bind(config.server.host, config.server.port)
     address = local_url(listener).removesuffix("/v1")
     engines, resolved = _place_engines(config)
+    if engines:
+        require_engine()
     environment = child_environment(resolved)
     gateway = ChildSpec("gateway", ("gateway",), listener, environment)
     specs = [

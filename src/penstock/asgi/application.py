@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from penstock.asgi.drain import Drain
+from penstock.asgi.drain import RETRY_AFTER_S, Drain
 from penstock.asgi.exchange import Exchange
 from penstock.asgi.types import Receive, Scope, Send
 from penstock.base.errors import (
     ClientGoneError,
+    DrainingError,
     InternalError,
     MethodNotAllowedError,
     PenstockError,
@@ -72,11 +73,16 @@ class Application:
         exchange = Exchange(scope, receive, send)
         pattern = self._pattern(exchange.path)
         started = time.perf_counter()
-        failure: BaseException | None = None
+        failure: Exception | None = None
         try:
             await self._dispatch(exchange, pattern)
-        except asyncio.CancelledError as error:
-            failure = error
+        except asyncio.CancelledError:
+            # Only the server cancels, at the end of a drain; leaving clients are told by ClientGoneError.
+            failure = DrainingError(
+                "the server stopped before the answer was complete", retry_after_s=RETRY_AFTER_S
+            )
+            if not exchange.has_started:
+                await self._answer_error(exchange, pattern, failure)
             raise
         except Exception as error:  # noqa: BLE001 (the border: whatever it is, it gets an answer)
             failure = error
@@ -134,13 +140,14 @@ class Application:
         await exchange.respond(known.status, encode_error(error), headers=headers)
 
     def _end(
-        self, exchange: Exchange, pattern: str | None, duration_s: float, failure: BaseException | None
+        self, exchange: Exchange, pattern: str | None, duration_s: float, failure: Exception | None
     ) -> None:
-        code = None
-        if isinstance(failure, asyncio.CancelledError):
-            code = ClientGoneError.code
-        elif failure is not None:
-            code = failure.code if isinstance(failure, PenstockError) else InternalError.code
+        fields = dict(exchange.log_fields)
+        code = None if "error" not in fields else str(fields["error"])
+        if failure is not None:
+            fields["error"] = code = (
+                failure.code if isinstance(failure, PenstockError) else InternalError.code
+            )
         status = exchange.status or ClientGoneError.status
         method = exchange.method if exchange.method in METHODS else "other"
         self._on_end(Ended(pattern or "other", method, status, duration_s, code))
@@ -153,6 +160,5 @@ class Application:
                 path=exchange.path,
                 status=status,
                 duration_ms=round(duration_s * 1e3, 2),
-                **({"error": code} if code else {}),
-                **exchange.log_fields,
+                **fields,
             )

@@ -34,7 +34,7 @@ class Exchange:
         """True once the last byte of the answer was handed over."""
         self._request_id = self._choose_request_id()
         self.log_fields: dict[str, object] = {}
-        """What handlers add to the request's log line."""
+        """What handlers add to the request's log line; `error` is the code of an error told in band."""
 
     @property
     def request_id(self) -> str:
@@ -125,6 +125,7 @@ async def unless_gone(exchange: Exchange, work: Coroutine[object, object, None])
         ClientGoneError: the client left before its answer was complete.
     """
     failure: Exception | None = None
+    is_gone = False
 
     async def guarded() -> None:
         nonlocal failure
@@ -133,13 +134,16 @@ async def unless_gone(exchange: Exchange, work: Coroutine[object, object, None])
         except Exception as error:  # noqa: BLE001 (carried out of the task group, raised below)
             failure = error
 
-    async with asyncio.TaskGroup() as tasks:
-        working = tasks.create_task(guarded())
-        leaving = tasks.create_task(exchange.wait_gone())
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        is_gone = not working.done()
-        working.cancel()
-        leaving.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(guarded())
+            leaving = tasks.create_task(exchange.wait_gone())
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            is_gone = not working.done()
+            working.cancel()
+            leaving.cancel()
+    finally:
+        work.close()  # it has not begun if we were cancelled at once; else this does nothing
     if failure is not None:
         raise failure
     if is_gone and not exchange.is_complete:

@@ -21,8 +21,8 @@
     │   ├── UpstreamProtocolError    answer broken, cut or not HTTP                  502
     │   └── UpstreamTimeoutError     no byte in time                                 504
     ├── EngineError              the engine broke                                    500
-    │   ├── KVCapacityError          one sequence alone exceeds the KV pool          500
-    │   └── InternalError            a defect of ours                                500
+    │   └── KVCapacityError          one sequence alone exceeds the KV pool          500
+    ├── InternalError            a defect of ours                                    500
     └── ConfigurationError       stops start-up, exit code 2
         └── CheckpointError          a model folder we cannot serve
 
@@ -203,6 +203,8 @@ class KVCapacityError(EngineError):
 
 class InternalError(PenstockError):
     """A defect of ours; the detail is in the log, not in the answer."""
+
+    code = "internal_error"
 
 
 class ConfigurationError(PenstockError):

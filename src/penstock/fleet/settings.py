@@ -27,6 +27,10 @@ class ReplicaSettings(BaseModel):
         if url is None:
             return None
         parts = urlsplit(url)
+        if parts.port == 0:  # reading it also raises ValueError if it is no number or too large
+            raise ValueError(f"{url!r} has port 0, where nothing can listen")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a replica's url may not hold a user or password: they would not be sent")
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(
                 f"{url!r} is not a URL such as http://host:8000/v1 (TLS upstreams are not built yet)"

@@ -11,8 +11,8 @@ import msgspec
 from penstock.asgi.application import Application, Ended, Endpoint
 from penstock.asgi.drain import Drain
 from penstock.asgi.exchange import Exchange
+from penstock.asgi.model_endpoints import ModelEndpoints
 from penstock.asgi.settings import HttpLimits
-from penstock.base.errors import ModelNotFoundError
 from penstock.fleet.catalog import Snapshot
 from penstock.gateway.health import HealthBoard, watch
 from penstock.gateway.relay import Relay
@@ -20,10 +20,8 @@ from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Pool
 from penstock.observe import metrics as observe
 from penstock.observe import names
-from penstock.protocol.models import Model, ModelList
 
 RELAYED_PATHS = ("/v1/chat/completions", "/v1/completions")
-MODEL_PREFIX = "/v1/models/"
 
 
 class Gateway:
@@ -58,8 +56,7 @@ class Gateway:
         return Application(
             {
                 **{("POST", path): Endpoint(self._relay.handle) for path in RELAYED_PATHS},
-                ("GET", "/v1/models"): Endpoint(self._models),
-                ("GET", MODEL_PREFIX): Endpoint(self._model),
+                **ModelEndpoints(self._snapshot.replicas, self._snapshot.created).table(),
                 ("GET", "/livez"): Endpoint(self._live, is_work=False),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
                 ("GET", "/metrics"): Endpoint(self._expose, is_work=False),
@@ -79,17 +76,6 @@ class Gateway:
                 watching.cancel()
                 for pool in self._pools.values():
                     pool.close()
-
-    async def _models(self, exchange: Exchange) -> None:
-        created = self._snapshot.created
-        models = ModelList(data=[Model(id=name, created=created) for name in sorted(self._snapshot.replicas)])
-        await exchange.respond(200, msgspec.json.encode(models))
-
-    async def _model(self, exchange: Exchange) -> None:
-        name = exchange.path.removeprefix(MODEL_PREFIX)
-        if name not in self._snapshot.replicas:
-            raise ModelNotFoundError(f"there is no model {name!r} here", param="model")
-        await exchange.respond(200, msgspec.json.encode(Model(id=name, created=self._snapshot.created)))
 
     async def _live(self, exchange: Exchange) -> None:
         await exchange.respond(200, b'{"status":"alive"}')

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from penstock.base.errors import PenstockError
+from penstock.base.errors import CapacityError, PenstockError
 from penstock.fleet.catalog import Replica, Snapshot
 from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Call, Pool
@@ -61,7 +61,9 @@ async def watch(
 
     async def watch_one(replica: Replica) -> None:
         while True:
-            board.set_ready(replica, await _check(pools[replica.id], replica, settings.health_timeout_s))
+            is_ready = await _check(pools[replica.id], replica, settings.health_timeout_s)
+            if is_ready is not None:
+                board.set_ready(replica, is_ready)
             await asyncio.sleep(settings.health_interval_s)
 
     async with asyncio.TaskGroup() as tasks:
@@ -70,11 +72,14 @@ async def watch(
                 tasks.create_task(watch_one(replica), name=f"health of {replica.id}")
 
 
-async def _check(pool: Pool, replica: Replica, timeout_s: float) -> bool:
+async def _check(pool: Pool, replica: Replica, timeout_s: float) -> bool | None:
+    """None if all connections are in use: that is load, not illness."""
     try:
         async with asyncio.timeout(timeout_s), pool.request(Call("GET", replica.health_path)) as answer:
             while await answer.read() is not None:
                 pass
             return answer.status == 200
+    except CapacityError:
+        return None
     except (PenstockError, TimeoutError):
         return False

@@ -33,6 +33,9 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 
+# Enough of the end of a stream to know its last event for the terminal one, with either line end.
+_TAIL_BYTES = len(sse.DONE) + 2
+
 
 class _Routing(msgspec.Struct, frozen=True):
     """All the gateway reads of a body; the replica reads the rest."""
@@ -64,9 +67,7 @@ class Relay:
         """
         body = await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
         model = read_model(body)
-        replica = self._route(model)
-        exchange.log_fields |= {"model": model, "replica": replica.id}
-        await unless_gone(exchange, self._call(exchange, replica, body))
+        await unless_gone(exchange, self._call(exchange, model, body))
 
     def _route(self, model: str) -> Replica:
         """The ready replica with the fewest requests in flight."""
@@ -82,15 +83,24 @@ class Relay:
             )
         return min(ready, key=lambda replica: self._pools[replica.id].num_busy)
 
-    async def _call(self, exchange: Exchange, replica: Replica, body: bytes) -> None:
+    async def _call(self, exchange: Exchange, model: str, body: bytes) -> None:
         headers = [(name, value) for name, value in exchange.headers.items() if name in _REQUEST_HEADERS]
         headers.append((b"x-request-id", exchange.request_id.encode()))
         call = Call(exchange.method, exchange.path, headers, body)
+        # Nothing is awaited between choosing a replica and counting on it, or a burst would go to one.
+        replica = self._route(model)
+        exchange.log_fields |= {"model": model, "replica": replica.id}
         async with self._pools[replica.id].request(call) as answer:
-            await exchange.start(
-                answer.status, [header for header in answer.headers if header[0] not in _HOP_BY_HOP]
-            )
+            await exchange.start(answer.status, _end_to_end(answer.headers))
             await _relay_body(exchange, answer)
+
+
+def _end_to_end(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers that are for the client: not those of the connection, nor those that it names."""
+    named = {
+        name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")
+    }
+    return [(name, value) for name, value in headers if name not in _HOP_BY_HOP and name not in named]
 
 
 async def _relay_body(exchange: Exchange, answer: Answer) -> None:
@@ -99,21 +109,29 @@ async def _relay_body(exchange: Exchange, answer: Answer) -> None:
     A stream of events that the replica breaks off between two events gets an error event, so that its
     client learns why; any other broken body is broken off for the client too.
     """
-    is_events = any(
-        name == b"content-type" and b"text/event-stream" in value for name, value in answer.headers
-    )
     tail = b"\n\n"
     try:
         while (chunk := await answer.read()) is not None:
-            tail = (tail + chunk)[-4:]
+            tail = (tail + chunk)[-_TAIL_BYTES:]
             await exchange.write(chunk)
     except UpstreamError as error:
-        if not is_events or not tail.endswith((b"\n\n", b"\r\n\r\n")):
+        if not _is_events(answer) or not tail.endswith((b"\n\n", b"\r\n\r\n")):
             raise
+        if tail.rstrip().endswith(sse.DONE.rstrip()):
+            await exchange.finish()  # the answer was whole; nothing may follow its last event
+            return
         exchange.log_fields["error"] = error.code
         await exchange.finish(sse.encode_event(encode_error(error)))
         return
     await exchange.finish()
+
+
+def _is_events(answer: Answer) -> bool:
+    """True if the body is a stream of events to which one may be added."""
+    headers = dict(answer.headers)
+    return b"content-length" not in headers and headers.get(b"content-type", b"").startswith(
+        b"text/event-stream"
+    )
 
 
 def read_model(body: bytes) -> str:

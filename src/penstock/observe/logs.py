@@ -20,7 +20,10 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"], role: str)
     ]
     renderer: structlog.typing.Processor
     if is_console:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        # repr: clients choose parts of what is logged, and a terminal obeys escape sequences.
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=0, repr_native_str=True
+        )
     else:
         shared.append(structlog.processors.dict_tracebacks)
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from penstock.observe.names import Metric
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # no `..._created` series: names that are not in the table
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # A reading: the metric, its label values, its value now.
 Reading = tuple[Metric, tuple[str, ...], float]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
-from penstock.protocol.generation import GenerationRequest, MaxTokens
-from penstock.protocol.strict import Unbuilt, read_request, refuse_unbuilt
+from penstock.protocol.generation import GenerationRequest, MaxTokens, TokenLimit
+from penstock.protocol.strict import NOT_JSON, Unbuilt, read_request, refuse_unbuilt, shown
 from penstock.protocol.usage import Usage
 
 Role = Literal["system", "developer", "user", "assistant"]
@@ -17,7 +17,7 @@ Role = Literal["system", "developer", "user", "assistant"]
 UNBUILT: Unbuilt = {
     "audio": (),
     "frequency_penalty": (0,),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "ignore_eos": (False,),
     "logit_bias": ({},),
@@ -32,7 +32,7 @@ UNBUILT: Unbuilt = {
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
-    "reasoning_effort": ("none",),
+    "reasoning_effort": (),  # not even "none": a model that thinks by its template thinks
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "safety_identifier": (),
@@ -56,6 +56,10 @@ UNBUILT_IN_MESSAGE: Unbuilt = {
     "tool_call_id": (),
     "tool_calls": ([],),
 }
+
+
+# No value of these is neutral.
+UNBUILT_IN_PART = frozenset({"prompt_cache_breakpoint"})
 
 
 class ContentPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,8 +86,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """The fields of a chat request that are built; see UNBUILT for the others."""
 
+    prompt_field: ClassVar[str] = "messages"
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
+
+    @property
+    def limit(self) -> TokenLimit:
+        """Either of the two fields that say it; `read_chat_request` refuses both together."""
+        if self.max_completion_tokens is None:
+            return TokenLimit("max_tokens", self.max_tokens)
+        return TokenLimit("max_completion_tokens", self.max_completion_tokens)
 
 
 _REQUEST = msgspec.json.Decoder(ChatRequest)
@@ -119,7 +131,7 @@ def _refuse_parts(body: bytes) -> None:
     """Names what is unbuilt inside the messages: roles, content parts, fields."""
     try:
         messages = _RAW.decode(body).messages
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return  # the typed reading that follows says what is wrong, with the path
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -134,15 +146,18 @@ def _refuse_parts(body: bytes) -> None:
 def _refuse_content(content: msgspec.Raw, where: str) -> None:
     try:
         parts = msgspec.json.decode(content, type=list[dict[str, msgspec.Raw]])
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return
     for index, part in enumerate(parts):
         kind = bytes(part.get("type", b'"text"'))
         if kind.startswith(b'"') and kind != b'"text"':
             raise UnsupportedParameterError(
-                f"only text is supported: {where}[{index}].type is {kind.decode(errors='replace')}",
+                f"only text is supported: {where}[{index}].type is {shown(kind.decode(errors='replace'))}",
                 param=f"{where}[{index}].type",
             )
+        for name in UNBUILT_IN_PART & part.keys():
+            param = f"{where}[{index}].{name}"
+            raise UnsupportedParameterError(f"{param!r} is not supported; leave it out", param=param)
 
 
 class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from penstock.base.errors import UnsupportedParameterError
-from penstock.protocol.generation import GenerationRequest
+from penstock.protocol.generation import GenerationRequest, TokenLimit
 from penstock.protocol.strict import Unbuilt, read_request
 from penstock.protocol.usage import Usage
 
@@ -31,7 +31,13 @@ UNBUILT: Unbuilt = {
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """The fields of a completion request that are built; see UNBUILT for the others."""
 
+    prompt_field: ClassVar[str] = "prompt"
     prompt: str | list[str | int | list[int]]
+
+    @property
+    def limit(self) -> TokenLimit:
+        """See GenerationRequest; this endpoint has a default."""
+        return TokenLimit("max_tokens", self.max_tokens, DEFAULT_MAX_TOKENS)
 
     @property
     def text(self) -> str:

@@ -29,6 +29,16 @@ def encode_error(error: BaseException) -> bytes:
     )
     return msgspec.json.encode(
         ErrorEnvelope(
-            error=ErrorBody(message=known.message, type=known.type, param=known.param, code=known.code)
+            error=ErrorBody(
+                message=_printable(known.message),
+                type=known.type,
+                param=None if known.param is None else _printable(known.param),
+                code=known.code,
+            )
         )
     )
+
+
+def _printable(text: str) -> str:
+    """Without lone surrogates, which file names and other bytes bring in and UTF-8 cannot hold."""
+    return text.encode(errors="replace").decode()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -11,11 +12,14 @@ from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
 
 MAX_STOP_STRINGS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1024  # ours: held-back text is bounded by it
+MAX_NAME_LENGTH = 256  # ours: model and user go into log lines and error messages
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-TopP = Annotated[float, Meta(gt=0, le=1)]
+TopP = Annotated[float, Meta(ge=0, le=1)]
+"""0 leaves the likeliest token, as 0 does for the temperature."""
 TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
 """0 switches it off, as in vLLM."""
+Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -31,10 +35,23 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Random padding against traffic analysis; only false is built."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLimit:
+    """How long an answer may become."""
+
+    field: str
+    """The request's field that says so."""
+    asked: int | None
+    default: int | None = None
+    """What holds where nothing was asked for and the context leaves that much; None for all it leaves."""
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of any request that generates; null means the same as left out."""
 
-    model: str
+    prompt_field: ClassVar[str]
+    """The field that holds the prompt, for errors about it."""
+    model: Name
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens | None = None
@@ -44,7 +61,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     min_p: MinP | None = None
     seed: Seed | None = None
     stop: Stop | None = None
-    user: str | None = None
+    user: Name | None = None
     """Written to the request's log line."""
 
     @property
@@ -53,6 +70,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def limit(self) -> TokenLimit:
+        """The asked-for length of the answer."""
+        return TokenLimit("max_tokens", self.max_tokens)
 
     @property
     def includes_usage(self) -> bool:

@@ -14,6 +14,7 @@ DONE = b"data: [DONE]\n\n"
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"
 MAX_EVENT_BYTES = 4 << 20
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -36,16 +37,21 @@ def encode_event(data: bytes) -> bytes:
 
 
 class EventDecoder:
-    """Bytes in any pieces in, events out."""
+    """Bytes in any pieces in, events out. The work grows with the bytes, whatever the pieces."""
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
-        self._buffer = b""
+        self._head: bytes | None = b""
+        """The stream's first bytes while they may be a byte-order mark, then None."""
+        self._line: list[bytes] = []
+        """Pieces of the line that has not ended."""
+        self._skips_lf = False
+        """True after a CR: a following LF belongs to it."""
         self._data: list[bytes] = []
         self._event = b""
         self._last_id = b""
         self._size = 0
-        self._at_start = True
+        """Bytes of the event so far, its unfinished line included."""
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Takes more bytes; returns the events they completed, in order.
@@ -53,32 +59,38 @@ class EventDecoder:
         Raises:
             EventTooLargeError: an event, complete or not, is over the bound.
         """
-        self._buffer += data
-        if self._at_start:
-            if b"\xef\xbb\xbf".startswith(self._buffer):
-                return []  # nothing but a possible beginning of a byte-order mark
-            self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
-            self._at_start = False
+        if self._head is not None:
+            data = self._head = self._head + data
+            if _BYTE_ORDER_MARK.startswith(data):
+                return []  # nothing but a possible beginning of the mark
+            data, self._head = data.removeprefix(_BYTE_ORDER_MARK), None
+        if not data:
+            return []
+        if self._skips_lf:
+            data = data.removeprefix(b"\n")
+        self._skips_lf = data.endswith(b"\r")
+        *endings, rest = _LINE_END.split(data)
         events = []
-        start = 0
-        for end in _LINE_END.finditer(self._buffer):
-            if end[0] == b"\r" and end.end() == len(self._buffer):
-                break  # an LF may follow in the next piece
-            event = self._take_line(self._buffer[start : end.start()])
-            start = end.end()
+        for ending in endings:
+            self._extend_line(ending)
+            line = b"".join(self._line)
+            self._line.clear()
+            event = self._take_line(line)
             if event is not None:
                 events.append(event)
-        self._buffer = self._buffer[start:]
-        if self._size + len(self._buffer) > self.max_event_bytes:
-            raise EventTooLargeError(f"an event is larger than {self.max_event_bytes} bytes")
+        self._extend_line(rest)
         return events
+
+    def _extend_line(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > self.max_event_bytes:
+            raise EventTooLargeError(f"an event is larger than {self.max_event_bytes} bytes")
+        if piece:
+            self._line.append(piece)
 
     def _take_line(self, line: bytes) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()
-        self._size += len(line)
-        if self._size > self.max_event_bytes:
-            raise EventTooLargeError(f"an event is larger than {self.max_event_bytes} bytes")
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":

@@ -23,6 +23,10 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PATH = re.compile(r" - at `(?P<key>key in )?\$(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`")
+# A client's own words in an error, and so in a log line, are cut to this many characters.
+MAX_SHOWN = 100
+# What msgspec raises for bytes that are not JSON: its own error, Python's for UTF-8, Python's for nesting.
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
@@ -35,7 +39,7 @@ def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
         return _FIELDS.decode(body)
     except msgspec.ValidationError as error:
         raise InvalidRequestError("the body must be a JSON object") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
 
 
@@ -55,19 +59,19 @@ def read_request(body: bytes, decoder: msgspec.json.Decoder[T], unbuilt: Unbuilt
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise explain(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
 
 
 def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], unbuilt: Unbuilt, prefix: str = "") -> None:
     """Raises for the first field that is unknown, or unbuilt with a value that would change the answer."""
     for name, raw in fields.items():
-        param = f"{prefix}{name}"
+        param = f"{prefix}{shown(name)}"
         if name not in unbuilt:
             raise UnknownParameterError(f"unknown field {param!r}", param=param)
         try:
             value = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except NOT_JSON as error:
             raise InvalidRequestError(
                 f"the value of {param!r} is not valid JSON: {error}", param=param
             ) from error
@@ -76,6 +80,11 @@ def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], unbuilt: Unbuilt, prefix: 
             raise UnsupportedParameterError(
                 f"{param!r} is not supported; leave it out (null{allowed} is accepted)", param=param
             )
+
+
+def shown(text: str) -> str:
+    """A client's text as an error repeats it: not longer than MAX_SHOWN."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -91,7 +100,7 @@ def explain(error: msgspec.ValidationError) -> InvalidRequestError | UnknownPara
     text = message[: found.start()] if found else message
     for pattern, kind in ((_UNKNOWN, UnknownParameterError), (_MISSING, InvalidRequestError)):
         if name := pattern.search(text):
-            param = f"{path}.{name['name']}".lstrip(".")
+            param = f"{path}.{shown(name['name'])}".lstrip(".")
             verb = "unknown" if kind is UnknownParameterError else "missing"
             return kind(f"{verb} field {param!r}", param=param)
     return InvalidRequestError(f"invalid value for {path or 'the body'!r}: {text}", param=path or None)

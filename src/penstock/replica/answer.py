@@ -81,11 +81,13 @@ async def _stream(
         if job.include_usage:
             await writer.write(Event.USAGE, job.shape.usage(generation.usage))
         await writer.close()
-    except PenstockError as error:
+    except Exception as error:
         if not exchange.has_started:
             raise
-        exchange.log_fields["error"] = error.code
         await writer.fail(error)
+        if not isinstance(error, PenstockError):
+            raise  # a defect: the application logs it with its traceback
+        exchange.log_fields["error"] = error.code
 
 
 class _EventWriter:
@@ -110,6 +112,6 @@ class _EventWriter:
         self._order.advance(Event.DONE)
         await self._exchange.finish(sse.DONE)
 
-    async def fail(self, error: PenstockError) -> None:
+    async def fail(self, error: Exception) -> None:
         self._order.advance(Event.ERROR)
         await self._exchange.finish(sse.encode_event(encode_error(error)))

@@ -6,11 +6,10 @@ import asyncio
 import time
 from collections.abc import Iterator
 
-import msgspec
-
 from penstock.asgi.application import Application, Ended, Endpoint
 from penstock.asgi.drain import Drain
 from penstock.asgi.exchange import Exchange
+from penstock.asgi.model_endpoints import ModelEndpoints
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import InvalidRequestError, NotReadyError
 from penstock.observe import metrics as observe
@@ -18,7 +17,6 @@ from penstock.observe import names
 from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
-from penstock.protocol.models import Model, ModelList
 from penstock.replica.answer import Job, answer
 from penstock.replica.model import ServedModel
 from penstock.replica.shapes import ChatShape, CompletionShape, Shape
@@ -52,7 +50,7 @@ class Replica:
             {
                 ("POST", "/v1/chat/completions"): Endpoint(self._chat),
                 ("POST", "/v1/completions"): Endpoint(self._complete),
-                ("GET", "/v1/models"): Endpoint(self._models),
+                **ModelEndpoints([self._model.name], self._model.created).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 ("GET", "/livez"): Endpoint(self._live, is_work=False),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
@@ -113,10 +111,6 @@ class Replica:
 
     async def _body(self, exchange: Exchange) -> bytes:
         return await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
-
-    async def _models(self, exchange: Exchange) -> None:
-        models = ModelList(data=[Model(id=self._model.name, created=self._model.created)])
-        await exchange.respond(200, msgspec.json.encode(models))
 
     async def _live(self, exchange: Exchange) -> None:
         await exchange.respond(200, b'{"status":"alive"}')

@@ -39,6 +39,10 @@ class Generation:
             ClientGoneError: the request was cancelled.
         """
         async for output in self._stream:
+            if output.error is not None:  # first: a piece before it would open the answer
+                raise output.error
+            if output.finish is FinishReason.CANCELLED:
+                raise ClientGoneError("the request was cancelled")
             yield self._take(output)
             if self._matcher.is_stopped:
                 self.finish_reason = "stop"
@@ -49,8 +53,7 @@ class Generation:
         raise InternalError("the token stream ended without an end")
 
     def _take(self, output: Output) -> str:
-        if output.token is None:
-            return ""
+        assert output.token is not None  # only ends by error and by cancellation have none
         self.num_tokens += 1
         if output.finish is FinishReason.STOP:
             return ""  # the end token is no text
@@ -58,10 +61,6 @@ class Generation:
 
     def _end(self, output: Output) -> str:
         assert output.finish is not None
-        if output.error is not None:
-            raise output.error
-        if output.finish is FinishReason.CANCELLED:
-            raise ClientGoneError("the request was cancelled")
         text = self._matcher.push(self._detokenizer.flush())
         self.finish_reason = "stop" if self._matcher.is_stopped else _REASONS[output.finish]
         return text + self._matcher.flush()

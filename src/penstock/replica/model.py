@@ -6,12 +6,24 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFoundError
 from penstock.engine.sequence import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer, read_json
+
+logger = structlog.get_logger(__name__)
+# Sampling fields of generation_config.json that change answers and are not built, with their neutral values.
+_UNBUILT = {
+    "repetition_penalty": 1.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_beams": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,10 @@ class SamplingDefaults:
             CheckpointError: it is there and cannot be read.
         """
         given = read_json(directory / "generation_config.json")
+        if unbuilt := sorted(
+            name for name, neutral in _UNBUILT.items() if given.get(name, neutral) != neutral
+        ):
+            logger.warning("generation_config.json asks for sampling that is not built", ignored=unbuilt)
         temperature = given.get("temperature")
         if given.get("do_sample") is False:
             temperature = 0.0

@@ -1,8 +1,9 @@
 """Tokens to text as they come: whole characters only, and nothing past a stop string.
 
 Invariant of :class:`Detokenizer`: the pieces it returns, joined, are what the tokenizer decodes from all ids
-at once. Invariant of :class:`StopMatcher`: the text it releases, joined, is the text before the first stop
-string, whatever the pieces were.
+at once. (One exception: decoders with byte fallback turn a valid character into U+FFFD when broken bytes
+follow it; what was released stays.) Invariant of :class:`StopMatcher`: the text it releases, joined, is the
+text before the stop string that is complete first, whatever the pieces were.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class Decodes(Protocol):
         """Text of token ids, special tokens left out."""
         ...
 
+    def has_text(self, token: int) -> bool:
+        """False for what :meth:`decode` leaves out wherever it is: special tokens, ids without a token."""
+        ...
+
 
 class Detokenizer:
     """Incremental decoding of one sequence.
@@ -41,11 +46,13 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Takes one token; returns the text that is now certain, possibly none."""
+        if not self._tokenizer.has_text(token):
+            return ""  # nor is it left context
         self._window.append(token)
         before, after = self._decode(self._num_released), self._decode(len(self._window))
-        if after == before and not self._tokenizer.decode([token]):
-            self._window.pop()  # a special token has no text and is no left context
-            return ""
+        if not after.startswith(before):  # byte fallback: broken bytes took released ones with them
+            self._window, self._num_released = self._window[self._num_released :], 0
+            before, after = "", self._decode(len(self._window))
         if len(after) > len(before) and not after.endswith(REPLACEMENT):
             return self._release(len(self._window))
         if len(self._window) - self._num_released > MAX_HELD_TOKENS:
@@ -85,11 +92,12 @@ class StopMatcher:
         if self.is_stopped or not self._stops:
             return "" if self.is_stopped else text
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.is_stopped = True
             self._held = ""
-            return text[: min(found)]
+            _, start = min(found)  # the one that is complete first, not the one that begins first
+            return text[:start]
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

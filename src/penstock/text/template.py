@@ -1,7 +1,8 @@
 """Chat messages to a prompt, by the checkpoint's own Jinja template in a sandbox.
 
 The environment is the one that Hugging Face's templates are written for: trimmed blocks, loop controls,
-`raise_exception`, `strftime_now`, `tojson` that keeps non-ASCII text.
+`raise_exception`, `strftime_now`, `tojson` that keeps non-ASCII text, `generation` blocks (which mark the
+assistant's text for training and mean nothing here).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from penstock.base.errors import CheckpointError, InvalidRequestError
 from penstock.text.tokenizer import Tokenizer, token_text
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +33,35 @@ class Turn:
     content: str
 
 
+class _GenerationBlock(Extension):
+    """`{% generation %}...{% endgeneration %}` stands for what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 (an instance's variable, says the base class)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
 class ChatTemplate:
     """A compiled chat template; `None` stands for a checkpoint without one."""
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         """Raises CheckpointError if the template does not compile."""
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # constants are computed now, so this may be anything too
             raise CheckpointError(f"the chat template does not compile: {error}") from error
         self._tokenizer = tokenizer
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        self._special = {name: token_text(tokenizer.config.get(name)) for name in names}
+        self._special = {
+            name: text for name in _SPECIAL_TOKENS if (text := token_text(tokenizer.config.get(name)))
+        }
 
     @staticmethod
     def of_checkpoint(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -77,8 +92,14 @@ class ChatTemplate:
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt as text, with the assistant's next turn opened."""
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            return self._template.render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special,
+            )
+        except Exception as error:  # a template is foreign code and may raise anything
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -88,8 +109,16 @@ def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _strftime_now(form: str) -> str:

@@ -33,6 +33,9 @@ class Tokenizer:
         try:
             self._encoder = RustTokenizer.from_file(str(path))
             self._literal = RustTokenizer.from_file(str(path))
+            for tokenizer in (self._encoder, self._literal):
+                tokenizer.no_truncation()  # training leaves these in the file; a prompt must not be cut
+                tokenizer.no_padding()
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._literal.encode_special_tokens = True
@@ -43,6 +46,7 @@ class Tokenizer:
             if token.special
         }
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special_ids = frozenset(self.special_tokens.values())
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self.end_token_ids = self._end_tokens(directory)
 
@@ -86,16 +90,21 @@ class Tokenizer:
         """Text of token ids, special tokens left out; broken UTF-8 shows as U+FFFD."""
         return str(self._encoder.decode(ids, skip_special_tokens=True))
 
+    def has_text(self, token: int) -> bool:
+        """False for special tokens and for ids of the model's that the tokenizer does not have."""
+        return token not in self._special_ids and self._encoder.id_to_token(token) is not None
+
     def _end_tokens(self, directory: Path) -> frozenset[int]:
         """Ids that end an answer: every source that names one counts, as in vLLM."""
         ids: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             given = read_json(directory / name).get("eos_token_id")
-            ids.update(given if isinstance(given, list) else [] if given is None else [given])
-        token = token_text(self.config.get("eos_token"))
-        if token in self.special_tokens:
-            ids.add(self.special_tokens[token])
-        return frozenset(ids)
+            listed = given if isinstance(given, list) else [] if given is None else [given]
+            if not all(type(token_id) is int for token_id in listed):
+                raise CheckpointError(f"{directory / name}: eos_token_id is {given!r}, not token ids")
+            ids.update(listed)
+        named = self._encoder.token_to_id(token_text(self.config.get("eos_token")))
+        return frozenset(ids if named is None else ids | {named})
 
 
 def token_text(entry: object) -> str:

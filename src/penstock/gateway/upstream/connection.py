@@ -18,6 +18,7 @@ from penstock.base.errors import UpstreamError, UpstreamProtocolError
 HIGH_WATER = 256 << 10
 LOW_WATER = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
+MAX_STATUS = 599
 
 
 @dataclass(slots=True)
@@ -35,14 +36,14 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._head = Head()
-        self._head_bytes = 0
+        self._overhead_bytes = 0
         self._has_head = False
         self._ends_by_close = False
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
+        self._num_body_bytes = 0
         self._is_paused = False
-        self._can_write = asyncio.Event()
-        self._can_write.set()
+        self._is_write_paused = False
         self._news = asyncio.Event()
         self._failure: UpstreamError | None = None
         self.is_complete = True
@@ -54,19 +55,31 @@ class Connection(asyncio.Protocol):
 
     @property
     def can_be_reused(self) -> bool:
-        """True if another request may be sent on it."""
-        return self.is_complete and not self.is_closed and not self._chunks
+        """True if another request may be sent on it: nothing of the last one is under way, either way."""
+        return (
+            self.is_complete
+            and not self.is_closed
+            and not self._chunks
+            and self._transport is not None
+            and self._transport.get_write_buffer_size() == 0
+        )
 
     async def send(self, request: bytes, body: bytes) -> None:
-        """Sends a request; waits while the replica reads too slowly."""
+        """Sends a request; waits while the replica reads too slowly, unless it answers before reading all.
+
+        Raises:
+            UpstreamProtocolError: the connection ended first.
+        """
         assert self._transport is not None
         assert self.can_be_reused
         self._parser = httptools.HttpResponseParser(self)
-        self._head, self._head_bytes, self._has_head = Head(), 0, False
+        self._head, self._overhead_bytes, self._has_head = Head(), 0, False
         self._ends_by_close = False
         self.is_complete = self.has_received = False
         self._transport.writelines((request, body) if body else (request,))
-        await self._can_write.wait()
+        while self._is_write_paused and not self._has_head:
+            self._raise_failure()
+            await self._wait()
         self._raise_failure()
 
     async def read_head(self) -> Head:
@@ -100,8 +113,9 @@ class Connection(asyncio.Protocol):
         return data
 
     def abort(self) -> None:
-        """Closes at once; the replica sees its client leave."""
+        """Closes at once, without sending what waits; the replica sees its client leave."""
         if self._transport is not None and not self.is_closed:
+            self.is_closed = True
             self._transport.abort()
 
     # asyncio.Protocol
@@ -116,16 +130,17 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.has_received = True
-        if not self._has_head:
-            self._head_bytes += len(data)
+        before = self._num_body_bytes
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(UpstreamProtocolError(f"the replica's answer is not valid HTTP: {error}"))
-            self.abort()
-        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail(UpstreamProtocolError(f"the answer's head is larger than {MAX_HEAD_BYTES} bytes"))
-            self.abort()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._break_off(f"the replica's answer is not valid HTTP: {error}")
+        if self._num_body_bytes > before:
+            self._overhead_bytes = 0
+        else:  # a head, or trailers; chunk sizes without chunks
+            self._overhead_bytes += len(data)
+            if self._overhead_bytes > MAX_HEAD_BYTES:
+                self._break_off(f"the answer's head is larger than {MAX_HEAD_BYTES} bytes")
         if self._buffered > HIGH_WATER and not self._is_paused and not self.is_closed:
             assert self._transport is not None
             self._transport.pause_reading()
@@ -138,35 +153,49 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio."""
+        if self._has_head and self._ends_by_close and error is None and not self.is_closed:
+            self.is_complete = True  # the replica ended it, not we
         self.is_closed = True
-        if self._has_head and self._ends_by_close and error is None:
-            self.is_complete = True
-        if not self.is_complete:
+        if not self.is_complete and self._failure is None:
             detail = f": {error}" if error else ""
             where = "in the middle of" if self.has_received else "before"
-            self._fail(UpstreamProtocolError(f"the replica closed the connection {where} its answer{detail}"))
-        self._can_write.set()
+            self._failure = UpstreamProtocolError(
+                f"the replica closed the connection {where} its answer{detail}"
+            )
         self._news.set()
 
     def pause_writing(self) -> None:
         """See asyncio."""
-        self._can_write.clear()
+        self._is_write_paused = True
 
     def resume_writing(self) -> None:
         """See asyncio."""
-        self._can_write.set()
+        self._is_write_paused = False
+        self._news.set()
 
-    # httptools callbacks
+    # httptools callbacks. After the answer's last byte they take nothing more: a second answer in the same
+    # read must not become part of the first.
+
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        if self.is_complete:
+            self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools."""
-        self._head.headers.append((name.lower(), value))
+        """See httptools; headers after the body (trailers) are dropped."""
+        if not self._has_head:
+            self._head.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """See httptools."""
+        if self.is_complete:
+            return
         self._head.status = self._parser.get_status_code()
         if self._head.status < 200:  # 100 Continue, 103 Early Hints: the answer is still to come
             self._head = Head()
+            return
+        if self._head.status > MAX_STATUS:
+            self._break_off(f"the replica's answer has the status {self._head.status}")
             return
         names = {name for name, _ in self._head.headers}
         self._ends_by_close = not names & {b"content-length", b"transfer-encoding"}
@@ -174,21 +203,24 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """See httptools."""
-        self._chunks.append(data)
-        self._buffered += len(data)
+        if not self.is_complete:
+            self._chunks.append(data)
+            self._buffered += len(data)
+            self._num_body_bytes += len(data)
 
     def on_message_complete(self) -> None:
         """See httptools."""
-        if not self._has_head:
+        if not self._has_head or self.is_complete:
             return
         self.is_complete = True
-        if not self._parser.should_keep_alive() and self._transport is not None:
-            self._transport.close()
-            self.is_closed = True
+        if not self._parser.should_keep_alive():
+            self.abort()
 
-    def _fail(self, failure: UpstreamError) -> None:
+    def _break_off(self, reason: str) -> None:
+        """Fails the answer, unless it is complete, and closes the connection."""
         if self._failure is None and not self.is_complete:
-            self._failure = failure
+            self._failure = UpstreamProtocolError(reason)
+        self.abort()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

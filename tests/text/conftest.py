@@ -1,0 +1,3 @@
+"""Loads the profile under which Hypothesis gives the same examples each run."""
+
+import steady_hypothesis  # noqa: F401
