@@ -16,6 +16,7 @@ from penstock import __version__
 from penstock.app import wiring
 from penstock.app.config import Config, load_config
 from penstock.app.config_commands import config_app
+from penstock.app.lab_commands import evaluate_command, train_app
 from penstock.app.supervisor import EXIT_USAGE
 from penstock.asgi.server import bind
 from penstock.base.errors import ConfigurationError, PenstockError
@@ -32,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(train_app, name="train")
+app.command(name="eval")(evaluate_command)
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file; see `penstock config schema`.")

@@ -5,6 +5,8 @@ The engine's imports (torch) are inside its function, so that the gateway and th
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -38,13 +40,13 @@ class Place:
     listener: socket.socket
     link: int | None = None
 
-    def tell_ready(self, stop: StopRequest) -> Callable[[], None]:
-        """What to call when the process serves. From now on the supervisor's end is taken as a stop."""
+    def tell_ready(self, on_gone: Callable[[], None]) -> Callable[[], None]:
+        """What to call when the process serves. From now on `on_gone` is called at the supervisor's end."""
         if self.link is None:
             address = local_url(self.listener).removesuffix("/v1")
             return lambda: logger.info("serving", address=address)
         link = ChildLink(self.link)
-        link.watch(stop.ask)
+        link.watch(on_gone)
         return link.tell_ready
 
 
@@ -69,8 +71,19 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     from penstock.replica.loading import load_model  # imports torch
 
     stop = StopRequest()
-    tell_ready = place.tell_ready(stop)
-    model = load_model(settings, name)
+    is_loaded = False
+
+    def on_gone() -> None:
+        if not is_loaded:
+            os._exit(
+                1
+            )  # a thread that reads a checkpoint cannot be interrupted, and there is nothing to drain
+        stop.ask()
+
+    tell_ready = place.tell_ready(on_gone)
+    # In a thread, so that the loop notices meanwhile if the supervisor is gone; signals end the process.
+    model = await asyncio.get_running_loop().run_in_executor(None, load_model, settings, name)
+    is_loaded = True
     stop.listen()
     from penstock.replica.app import Replica
 
@@ -104,7 +117,7 @@ async def run_gateway(config: Config, place: Place) -> None:
             )
     stop, drain = StopRequest(), Drain()
     stop.listen()
-    tell_ready = place.tell_ready(stop)
+    tell_ready = place.tell_ready(stop.ask)
     snapshot = build_snapshot(config.models, created=int(time.time()))
     gateway = Gateway(snapshot, config.server, config.upstream, drain, on_ready=tell_ready)
     async with gateway.running():

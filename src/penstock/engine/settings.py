@@ -19,7 +19,9 @@ class EngineSettings(BaseModel):
         "parameters and bfloat16 above",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first GPU if there is one")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one per core, one in all below 20 M parameters")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads; 0: one per core, one in all below 20 M parameters"
+    )
     max_model_len: int = Field(
         0, ge=0, description="longest prompt plus answer, tokens; 0: the model's own, capped by the KV pool"
     )

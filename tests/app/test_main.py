@@ -1,0 +1,87 @@
+"""The command line without serving: help, imports, arguments."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from penstock.app.main import app, engine
+from penstock.app.wiring import engine_arguments
+from penstock.engine.settings import EngineSettings
+
+# What `pip install penstock` without extras does not bring.
+EXTRAS = ("torch", "tokenizers", "jinja2", "numpy", "huggingface_hub", "safetensors", "transformers")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import penstock.gateway.app",
+        "import penstock.app.main",
+        "sys.argv = ['penstock', 'gateway', '--help']; from penstock.app.main import main; main()",
+        "sys.argv = ['penstock', 'engine', '--help']; from penstock.app.main import main; main()",
+        "sys.argv = ['penstock', 'config', 'check']; from penstock.app.main import main; main()",
+    ],
+)
+def test_the_gateway_needs_no_extras(code: str) -> None:
+    """With every one of them missing."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r})); "
+    done = python(blocked + code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_an_example() -> None:
+    """In its help."""
+    for group in (app, *(entry.typer_instance for entry in app.registered_groups)):
+        assert group is not None
+        for command in group.registered_commands:
+            assert command.callback is not None
+            doc = command.callback.__doc__ or ""
+            assert "Example: penstock" in doc or command.callback.__name__ == "version", command.callback
+
+
+def test_every_engine_setting_is_an_option() -> None:
+    """With the same default, since `up` passes all of them on and the rest of the world reads the help."""
+    options = inspect.signature(engine).parameters
+    for name, field in EngineSettings.model_fields.items():
+        assert name in options
+        if name != "model":
+            assert options[name].default == field.default, name
+
+
+def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
+    """What `up` starts is what the config says: each option arrives in its field."""
+    settings = EngineSettings(
+        model=str(tmp_path), dtype="bfloat16", device="cpu", threads=3, max_model_len=77, max_sequences=5,
+        max_waiting=6, max_batch_tokens=99, block_size=8, kv_cache_mb=12,
+    )  # fmt: skip
+    command, model, name, *options = engine_arguments(settings, "org/a name")
+    assert (command, model, name) == ("engine", str(tmp_path), "--name=org/a name")
+    read = dict(option.removeprefix("--").split("=", 1) for option in options)
+    given = {key.replace("-", "_"): value for key, value in read.items()}
+    assert EngineSettings(model=model, **given) == settings  # type: ignore[arg-type]
+    default = EngineSettings().model_dump()
+    assert all(value != default[key] for key, value in settings.model_dump().items())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up", "--port", "70000"], ["up", "--port", "x"], ["up", "--nonsense"], ["nonsense"], ["engine"],
+        ["up", "extra"],
+    ],
+)  # fmt: skip
+def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
+    """As every command line does."""
+    assert CliRunner().invoke(app, arguments).exit_code == 2

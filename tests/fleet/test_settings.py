@@ -1,0 +1,45 @@
+"""Which replicas may be configured."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from penstock.engine.settings import EngineSettings
+from penstock.fleet.settings import ModelSettings, ReplicaSettings
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a:1/v1", "http://a/v1", "http://[::1]:1/v1", "http://10.0.0.5:8000/v1/"]
+)
+def test_an_api_root_is_accepted(url: str) -> None:
+    """A slash at the end is the same place."""
+    assert ReplicaSettings(url=url).url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "a:1", "a:1/v1", "https://a/v1", "ftp://a/v1", "http://a", "http://a/", "http://a/v2", "http:///v1",
+        "http://a/v1?x", "http://a/v1#x", "http://a:99999/v1", "http://a:x/v1", "http://a:0/v1", "http://[::1/v1",
+        "http://user:secret@a/v1", "http://user@a/v1",
+    ],
+)  # fmt: skip
+def test_what_is_no_api_root_is_refused(url: str) -> None:
+    """At start, not at the first request; nothing in it is ignored, and a secret is not repeated."""
+    with pytest.raises(ValidationError) as caught:
+        ReplicaSettings(url=url)
+    assert "secret" not in caught.value.errors()[0]["msg"]
+
+
+def test_a_replica_has_one_source() -> None:
+    """An engine of ours or an address."""
+    for wrong in ({}, {"engine": EngineSettings(), "url": "http://a/v1"}):
+        with pytest.raises(ValidationError, match="either an engine or a url"):
+            ReplicaSettings(**wrong)
+
+
+def test_a_model_has_a_replica() -> None:
+    """One without could never be ready."""
+    with pytest.raises(ValidationError):
+        ModelSettings(replicas=[])
