@@ -34,7 +34,6 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config")
 app.add_typer(train_app, name="train")
-app.command(name="eval")(evaluate_command)
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file; see `penstock config schema`.")
@@ -122,6 +121,9 @@ def engine(
     set_up_logs(settings.log.level, settings.log.format, f"engine {served}")
     listener = bind(host, port) if fd is None else wiring.inherited_listener(fd)
     _run(wiring.run_engine(engine_settings, served, settings.server, wiring.Place(listener, link)))
+
+
+app.command(name="eval")(evaluate_command)
 
 
 @app.command()
