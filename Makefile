@@ -11,7 +11,7 @@ PIP_ARGS ?=
 TESTS ?=
 
 SOURCES := pyproject.toml constraints.txt Makefile
-INSTALL = PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+INSTALL = PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: up test check format bench clean
 .DEFAULT_GOAL := up
