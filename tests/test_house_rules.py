@@ -27,7 +27,8 @@ LAYERS = (
     {"gateway", "capacity", "release"},
     {"fleet", "replica", "drift", "cost"},
     {"engine", "text", "tenancy", "guard"},
-    {"asgi", "observe"},
+    {"asgi"},
+    {"observe"},
     {"store"},
     {"protocol"},
     {"base"},
@@ -187,7 +188,8 @@ def test_every_task_has_an_owner() -> None:
 def test_nothing_prints() -> None:
     for path in source_files():
         for call in calls(path, {"print"}):
-            pytest.fail(f"{where(path, call)}: use typer.echo in commands, the log elsewhere")
+            is_console = isinstance(call.func, ast.Attribute)
+            assert is_console, f"{where(path, call)}: use typer.echo in commands, the log elsewhere"
 
 
 def test_every_setting_is_documented() -> None:

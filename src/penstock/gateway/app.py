@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from penstock.asgi.application import Application, Ended, Endpoint
+from penstock.asgi.application import Application, Endpoint
 from penstock.asgi.drain import Drain
 from penstock.asgi.exchange import Exchange
 from penstock.asgi.model_endpoints import ModelEndpoints
+from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
 from penstock.fleet.catalog import Snapshot
 from penstock.gateway.health import HealthBoard, watch
@@ -46,10 +47,7 @@ class Gateway:
         }
         self._board = HealthBoard(snapshot, on_ready)
         self._relay = Relay(snapshot, self._pools, self._board, limits)
-        self._metrics = observe.Metrics()
-        self._requests = self._metrics.counter(names.REQUESTS)
-        self._durations = self._metrics.histogram(names.REQUEST_SECONDS)
-        self._metrics.observe(self._read_state)
+        self._probes = Probes("gateway", drain, self._read_state)
 
     def application(self) -> Application:
         """The ASGI application; enter :meth:`running` before serving it."""
@@ -57,12 +55,11 @@ class Gateway:
             {
                 **{("POST", path): Endpoint(self._relay.handle) for path in RELAYED_PATHS},
                 **ModelEndpoints(self._snapshot.replicas, self._snapshot.created).table(),
-                ("GET", "/livez"): Endpoint(self._live, is_work=False),
+                **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
-                ("GET", "/metrics"): Endpoint(self._expose, is_work=False),
             },
             self._drain,
-            self._count,
+            self._probes.count,
         )
 
     @asynccontextmanager
@@ -77,9 +74,6 @@ class Gateway:
                 for pool in self._pools.values():
                     pool.close()
 
-    async def _live(self, exchange: Exchange) -> None:
-        await exchange.respond(200, b'{"status":"alive"}')
-
     async def _ready(self, exchange: Exchange) -> None:
         """200 if every model has a ready replica and no shutdown has begun; the body says which have."""
         states = self._board.states()
@@ -88,15 +82,7 @@ class Gateway:
         body = msgspec.json.encode({"status": word, "replicas": states})
         await exchange.respond(200 if is_ready else 503, body)
 
-    async def _expose(self, exchange: Exchange) -> None:
-        await exchange.respond(200, self._metrics.expose(), observe.CONTENT_TYPE)
-
-    def _count(self, ended: Ended) -> None:
-        self._requests.labels("gateway", ended.path, ended.method, ended.status, ended.error_code or "").inc()
-        self._durations.labels("gateway", ended.path).observe(ended.duration_s)
-
     def _read_state(self) -> Iterator[observe.Reading]:
-        yield names.REQUESTS_RUNNING, ("gateway",), self._drain.num_running
         yield names.UPSTREAM_CONNECTIONS, ("busy",), sum(pool.num_busy for pool in self._pools.values())
         yield names.UPSTREAM_CONNECTIONS, ("idle",), sum(pool.num_idle for pool in self._pools.values())
         for model, replicas in self._board.states().items():

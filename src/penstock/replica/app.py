@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections.abc import Iterator
 
-from penstock.asgi.application import Application, Ended, Endpoint
+from penstock.asgi.application import Application, Endpoint
 from penstock.asgi.drain import Drain
 from penstock.asgi.exchange import Exchange
 from penstock.asgi.model_endpoints import ModelEndpoints
+from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import InvalidRequestError, NotReadyError
 from penstock.observe import metrics as observe
@@ -38,11 +39,8 @@ class Replica:
         self._model = model
         self._limits = limits
         self._drain = drain
-        self._metrics = observe.Metrics()
-        self._requests = self._metrics.counter(names.REQUESTS)
-        self._durations = self._metrics.histogram(names.REQUEST_SECONDS)
-        self._first_token = self._metrics.histogram(names.ENGINE_TTFT)
-        self._metrics.observe(self._read_engine)
+        self._probes = Probes("engine", drain, self._read_engine)
+        self._first_token = self._probes.metrics.histogram(names.ENGINE_TTFT)
 
     def application(self) -> Application:
         """The ASGI application."""
@@ -52,12 +50,11 @@ class Replica:
                 ("POST", "/v1/completions"): Endpoint(self._complete),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
-                ("GET", "/livez"): Endpoint(self._live, is_work=False),
+                **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
-                ("GET", "/metrics"): Endpoint(self._expose, is_work=False),
             },
             self._drain,
-            self._count,
+            self._probes.count,
         )
 
     async def _chat(self, exchange: Exchange) -> None:
@@ -112,24 +109,13 @@ class Replica:
     async def _body(self, exchange: Exchange) -> bytes:
         return await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
 
-    async def _live(self, exchange: Exchange) -> None:
-        await exchange.respond(200, b'{"status":"alive"}')
-
     async def _ready(self, exchange: Exchange) -> None:
         if self._drain.is_draining or not self._model.service.is_alive:
             raise NotReadyError("draining" if self._drain.is_draining else "the engine is not running")
         await exchange.respond(200, b'{"status":"ready"}')
 
-    async def _expose(self, exchange: Exchange) -> None:
-        await exchange.respond(200, self._metrics.expose(), observe.CONTENT_TYPE)
-
-    def _count(self, ended: Ended) -> None:
-        self._requests.labels("engine", ended.path, ended.method, ended.status, ended.error_code or "").inc()
-        self._durations.labels("engine", ended.path).observe(ended.duration_s)
-
     def _read_engine(self) -> Iterator[observe.Reading]:
         stats = self._model.service.stats()
-        yield names.REQUESTS_RUNNING, ("engine",), self._drain.num_running
         yield names.ENGINE_RUNNING, (), stats.num_running
         yield names.ENGINE_WAITING, (), stats.num_waiting
         yield names.ENGINE_KV_BLOCKS, ("free",), stats.num_free_blocks
