@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
 from penstock.base.errors import EngineError, KVCapacityError
+from penstock.engine.scheduler import StepPlan
 from penstock.engine.sequence import FinishReason, Sequence
 from tiny_engine import (
     VOCAB_SIZE,
@@ -141,3 +143,34 @@ def test_tokens_wrap_at_the_vocabulary_of_the_model() -> None:
     """The engine knows ids only; whether the tokenizer has them is not its matter."""
     outputs = run_to_end(scripted_core(CountingForward()), [Sequence(1, [VOCAB_SIZE - 2], greedy(3))])
     assert [output.token for output in outputs] == [VOCAB_SIZE - 1, 0, 1]
+
+
+def test_three_failed_steps_in_a_row_mean_the_engine_is_broken() -> None:
+    """A poisoned device fails whatever it is asked; one bad request does not come three times in a row."""
+    runner = FailingForward(lambda plan: any(chunk.sequence.id >= 2 for chunk in plan.chunks))
+    core = scripted_core(runner)
+    for sequence_id, expected in ((2, False), (3, False), (1, False), (4, False), (5, False), (6, True)):
+        run_to_end(core, [Sequence(sequence_id, [3], greedy(2))])
+        assert core.is_broken is expected
+
+
+def test_logits_without_a_distribution_end_only_their_own_sequence() -> None:
+    """Overflow in one row must not be served as text, nor cost the neighbours their answers."""
+
+    class Overflowing(CountingForward):
+        def run(self, plan: StepPlan) -> Tensor:
+            logits = super().run(plan)
+            for row, chunk in enumerate(plan.sampling_chunks):
+                if chunk.sequence.id == 2:
+                    logits[row] = float("nan")
+            return logits
+
+    core = scripted_core(Overflowing())
+    outputs = run_to_end(core, [Sequence(1, [3], greedy(3)), Sequence(2, [3], greedy(3))])
+    by_id = {i: [output for output in outputs if output.sequence_id == i] for i in (1, 2)}
+    assert [output.token for output in by_id[1]] == [4, 5, 6]
+    (failed,) = by_id[2]
+    assert (failed.token, failed.finish) == (None, FinishReason.ERROR)
+    assert isinstance(failed.error, EngineError)
+    core.scheduler.check()
+    assert core.stats().num_free_blocks == 64

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from penstock.engine.attention.dense import DenseAttention
+from dense_attention import DenseAttention
 from penstock.engine.decoder import Decoder, RMSNorm
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import load_checkpoint, part_table, read_config

@@ -246,3 +246,13 @@ def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
         assert all(400 < count < 600 for count in buckets)
         lag = sum((a - 0.5) * (b - 0.5) for a, b in itertools.pairwise(numbers)) / len(numbers)
         assert abs(lag * 12) < 0.05  # neighbours do not go together
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_holds_no_distribution_gives_none(bad: float) -> None:
+    """Greedy or drawn, filtered or not; the other rows are as ever."""
+    logits = random_logits(4, rows=4)
+    logits[1, 5] = logits[2, 5] = logits[3, 5] = bad
+    params = [PLAIN, replace(PLAIN, temperature=0.0), PLAIN, FILTERS[3]]
+    expected = sample(logits[:1], [PLAIN], [2])
+    assert sample(logits, params, [2] * 4) == [*expected, None, None, None]

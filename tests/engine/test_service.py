@@ -345,3 +345,15 @@ def test_a_loop_closed_under_the_engine_ends_its_thread() -> None:
         if thread.name == "engine":
             thread.join(GUARD_S)
     assert not service.is_alive
+
+
+async def test_a_broken_engine_ends_its_thread_and_says_so() -> None:
+    """The process can then end and be started anew, instead of failing every request for ever."""
+    core = scripted_core(FailingForward(lambda plan: True))
+    async with serving(core) as service, asyncio.timeout(GUARD_S):
+        for _ in range(3):
+            async with service.submit([3], greedy(2)) as stream:
+                assert only_end([output async for output in stream]).finish is FinishReason.ERROR
+        await service.wait_stopped()
+        with pytest.raises(EngineError, match="not running"):
+            service.submit([3], greedy(1))

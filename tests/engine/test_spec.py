@@ -71,8 +71,8 @@ def test_a_rope_scaling_without_its_factor_is_named() -> None:
         ({"num_key_value_heads": 3}, "multiple"),
         ({"head_dim": 7}, "odd"),
         ({"partial_rotary_factor": 0.5}, "partial"),
-        ({"num_attention_heads": "4"}, "type or range"),
-        ({"num_attention_heads": 0}, "type or range"),
+        ({"num_attention_heads": "4"}, "not a positive number"),
+        ({"num_attention_heads": 0}, "not a positive number"),
         ({"rope_theta": "often"}, "type or range"),
     ],
 )
@@ -144,3 +144,18 @@ def test_biases_follow_each_familys_rules() -> None:
         "Qwen3ForCausalLM": (False, False, False),
     }
     assert spec_of(attention_bias=True).output_bias
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, 64),
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32}, 32),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_the_context_is_what_the_scaling_kind_can_serve(rope: dict[str, Any], expected: int) -> None:
+    """Qwen2.5's recipe for long texts adds yarn and leaves max_position_embeddings at the original length."""
+    config = LLAMA | {"max_position_embeddings": 64, "rope_parameters": rope}
+    assert DecoderSpec.from_config(config).context_length == expected

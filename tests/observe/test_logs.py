@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import logging, structlog
 from penstock.observe.logs import set_up_logs
@@ -15,6 +17,7 @@ log.debug("quiet")
 log.info("request", path="/a\\n{{\\"event\\": \\"forged\\"}}\\x1b[31m", text="\\u6c34")
 logging.getLogger("library").warning("from %s", "elsewhere")
 try:
+    secret = "sk-kept-to-ourselves"
     raise RuntimeError("boom")
 except RuntimeError:
     log.exception("failed")
@@ -43,6 +46,14 @@ def test_json_has_one_object_per_line() -> None:
     assert (library["event"], library["role"]) == ("from elsewhere", "gateway")
     assert failed["exception"][0]["exc_value"] == "boom"
     assert all(line["timestamp"].endswith("Z") for line in (request, library, failed))
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_shows_no_local_variables(form: str) -> None:
+    """They hold prompts and keys. (The script's own source line is not shown, as it is run from a string.)"""
+    text = "".join(run("info", form))
+    assert "boom" in text
+    assert "sk-kept-to-ourselves" not in text
 
 
 def test_auto_is_json_away_from_a_terminal() -> None:

@@ -200,7 +200,7 @@ def test_null_is_the_same_as_left_out() -> None:
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
         ({"min_p": 2}, "min_p"),
         ({"seed": 1 << 63}, "seed"),
         ({"seed": 10**40}, "seed"),

@@ -17,6 +17,9 @@ from penstock.engine.sequence import Output, Sequence
 
 logger = logging.getLogger(__name__)
 
+# A poisoned device fails every step; one request's bad luck does not come three times in a row.
+MAX_FAILED_STEPS = 3
+
 
 class ForwardPass(Protocol):
     """What the core needs of a runner."""
@@ -51,6 +54,7 @@ class EngineCore:
         self.scheduler = Scheduler(limits, BlockPool(num_blocks, block_size))
         self._steps = 0
         self._failed_steps = 0
+        self._failed_in_row = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._seconds = 0.0
@@ -59,6 +63,11 @@ class EngineCore:
     def has_work(self) -> bool:
         """True while a sequence waits or runs."""
         return self.scheduler.has_work
+
+    @property
+    def is_broken(self) -> bool:
+        """True after MAX_FAILED_STEPS failed steps in a row: it is the engine, not what it was asked."""
+        return self._failed_in_row >= MAX_FAILED_STEPS
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence; it may join in the next step."""
@@ -79,9 +88,11 @@ class EngineCore:
         if plan.chunks:
             try:
                 outputs += self._compute(plan)
+                self._failed_in_row = 0
             except Exception:
                 logger.exception("engine step failed", extra={"num_sequences": len(plan.chunks)})
                 self._failed_steps += 1
+                self._failed_in_row += 1
                 error = EngineError("the engine failed while computing this request; see the engine's log")
                 outputs += self.scheduler.fail([chunk.sequence for chunk in plan.chunks], error)
         self._steps += 1

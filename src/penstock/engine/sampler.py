@@ -42,27 +42,35 @@ def sample(
     tokens: list[int | None] = [
         token if sound else None for token, sound in zip(tokens_of.tolist(), is_sound, strict=True)
     ]
-    # Filtered and unfiltered rows are drawn apart: they invert differently ordered distributions, and a
-    # row's result must not depend on which kind its neighbours are.
-    for kind in (False, True):
-        rows = [
-            row
-            for row, param in enumerate(params)
-            if is_sound[row] and not param.is_greedy and param.has_filters is kind
-        ]
-        if not rows:
-            continue
-        scaled = logits[rows].double() / _column([params[row].temperature for row in rows], logits)
-        uniforms = _column([uniform(params[row].seed, positions[row]) for row in rows], logits)
-        if kind:
-            ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-            kept = _filtered(ordered.softmax(-1), [params[row] for row in rows])
-            chosen = order.gather(-1, _invert(kept, uniforms))
-        else:
-            chosen = _invert(scaled.softmax(-1), uniforms)
-        for row, token in zip(rows, chosen.squeeze(-1).tolist(), strict=True):
+    # A row's result must not depend on its neighbours: unfiltered rows invert one kind of distribution, all
+    # together; filtered rows invert one that is sorted and cut to their own top-k, each by itself.
+    drawn = [row for row, param in enumerate(params) if is_sound[row] and not param.is_greedy]
+    plain = [row for row in drawn if not params[row].has_filters]
+    if plain:
+        scaled = logits[plain].double() / _column([params[row].temperature for row in plain], logits)
+        uniforms = _column([uniform(params[row].seed, positions[row]) for row in plain], logits)
+        chosen = _invert(scaled.softmax(-1), uniforms).squeeze(-1).tolist()
+        for row, token in zip(plain, chosen, strict=True):
             tokens[row] = token
+    for row in set(drawn) - set(plain):
+        tokens[row] = _draw_filtered(logits[row], params[row], uniform(params[row].seed, positions[row]))
     return tokens
+
+
+def _draw_filtered(logits: Tensor, param: SamplingParams, at: float) -> int:
+    """Draws from one row (vocab_size,) through its filters, at the uniform number `at`."""
+    size = logits.shape[-1]
+    if param.top_k and param.top_k < size:
+        kept, order = logits.topk(param.top_k)
+    else:
+        kept, order = logits.sort(descending=True, stable=True)
+    weights = (kept.double() / param.temperature).softmax(-1)
+    before = weights.cumsum(-1) - weights
+    # The likeliest token always stays, also with top_p 0, which clients send to mean greedy.
+    outside = (before >= param.top_p) | (weights < weights[0] * param.min_p)
+    outside[0] = False
+    chosen = _invert(weights.masked_fill(outside, 0.0)[None], _column([at], logits))
+    return int(order[chosen].item())
 
 
 def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -75,19 +83,6 @@ def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     # Rounding may reach past the last step of the staircase: end at the last token with any weight.
     last = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(-1, keepdim=True)
     return torch.minimum(chosen, last)
-
-
-def _filtered(probabilities: Tensor, params: SequenceOf[SamplingParams]) -> Tensor:
-    """Sets to zero what top-k, top-p and min-p exclude; rows (n, vocab_size) are sorted, likeliest first."""
-    size = probabilities.shape[-1]
-    top_k = _column([param.top_k or size for param in params], probabilities)
-    rank = torch.arange(size, device=probabilities.device)[None, :]
-    kept = probabilities * (rank < top_k)
-    kept = kept / kept.sum(-1, keepdim=True)
-    before = kept.cumsum(-1) - kept
-    # The likeliest token always stays, also with top_p 0, which clients send to mean greedy.
-    kept = kept * ((before < _column([param.top_p for param in params], probabilities)) | (rank == 0))
-    return kept * (kept >= kept[:, :1] * _column([param.min_p for param in params], probabilities))
 
 
 def _column(values: SequenceOf[float], like: Tensor) -> Tensor:

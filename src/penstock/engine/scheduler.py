@@ -192,7 +192,6 @@ class Scheduler:
         self.running.remove(sequence)
         self._release(sequence)
         sequence.num_computed = 0
-        sequence.num_preemptions += 1
         self.num_preemptions += 1
         sequence.move_to(Status.WAITING)
         self.waiting.appendleft(sequence)

@@ -81,7 +81,6 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
-    num_preemptions: int = 0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens)

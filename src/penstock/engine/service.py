@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from penstock.base.errors import ContextLengthError, EngineError, QueueFullError
-from penstock.engine.core import EngineCore, EngineStats
+from penstock.engine.core import MAX_FAILED_STEPS, EngineCore, EngineStats
 from penstock.engine.sequence import FinishReason, Output, SamplingParams, Sequence
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,18 @@ class EngineService:
         await self._is_stopped.wait()
         self._thread.join()
 
+    def refuse_if_full(self) -> None:
+        """Raises QueueFullError if a request could not be submitted now; saves preparing one in vain."""
+        if len(self._streams) >= self.max_requests:
+            raise QueueFullError(
+                f"{len(self._streams)} requests are running or queued, which is the limit; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    async def wait_stopped(self) -> None:
+        """Returns when the engine's thread takes no more requests, because it was stopped or broke down."""
+        await self._is_stopped.wait()
+
     def submit(self, tokens: SequenceOf[int], sampling: SamplingParams) -> TokenStream:
         """Queues a request; use the stream in `async with`.
 
@@ -111,11 +123,7 @@ class EngineService:
         # Both: the streams are closed a moment before the thread is gone, and nobody would end one made then.
         if self._is_stopped.is_set() or not self.is_alive:
             raise EngineError("the engine is not running")
-        if len(self._streams) >= self.max_requests:
-            raise QueueFullError(
-                f"{len(self._streams)} requests are running or queued, which is the limit; try again later",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        self.refuse_if_full()
         if not 0 < len(tokens) < self.core.limits.max_model_len:
             raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens; the context has {self.core.limits.max_model_len} "
@@ -142,6 +150,8 @@ class EngineService:
                 outputs = self.core.step()
                 if outputs:
                     self._post(outputs)
+                if self.core.is_broken:
+                    raise EngineError(f"{MAX_FAILED_STEPS} steps in a row failed")
         except Exception:
             logger.exception("engine thread failed")
             error = EngineError("the engine broke down; see the engine's log")

@@ -102,7 +102,20 @@ class DecoderSpec:
             raise CheckpointError(f"config.json has a value of the wrong type or range: {error}") from error
 
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
 def _read(family: str, config: Mapping[str, Any]) -> DecoderSpec:
+    for key in _COUNTS:
+        if type(config[key]) is not int or config[key] < 1:
+            raise CheckpointError(f"config.json: {key} is {config[key]!r}, not a positive number", param=key)
     heads: int = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -121,7 +134,7 @@ def _read(family: str, config: Mapping[str, Any]) -> DecoderSpec:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_positions=config["max_position_embeddings"],
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope=RopeSpec.from_config(config, head_dim),
         windows=_windows(family, config),
         # Qwen2 has biases on q, k, v by construction; Llama and Qwen3 by a switch that covers o as well.

@@ -13,7 +13,7 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"], role: str)
     """Sets up logging of the whole process, once, at start. `role` goes on every line."""
     is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _Role(role),
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_console else "iso", utc=not is_console),
@@ -22,10 +22,15 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"], role: str)
     if is_console:
         # repr: clients choose parts of what is logged, and a terminal obeys escape sequences.
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), pad_event_to=0, repr_native_str=True
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            repr_native_str=True,
+            exception_formatter=structlog.dev.plain_traceback,
         )
     else:
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without local variables: they hold prompts and keys.
+        transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(transformer))
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -43,6 +48,18 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"], role: str)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    structlog.contextvars.bind_contextvars(role=role)
     # The server reports broken connections as its own errors; ours are logged where they are answered.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+
+
+class _Role:
+    """Puts the process's role on every line, whatever thread it comes from."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    def __call__(
+        self, logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event["role"] = self._role
+        return event

@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms of one process, made from the table of names."""
+"""The metrics of one process, made from the table of names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -33,11 +32,6 @@ class Metrics:
         """A counter. Raises ValueError if it was made before."""
         assert metric.kind == "counter"
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
-
-    def gauge(self, metric: Metric) -> Gauge:
-        """A gauge. Raises ValueError if it was made before."""
-        assert metric.kind == "gauge"
-        return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
 
     def histogram(self, metric: Metric) -> Histogram:
         """A histogram. Raises ValueError if it was made before."""

@@ -17,8 +17,8 @@ MAX_NAME_LENGTH = 256  # ours: model and user go into log lines and error messag
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(ge=0, le=1)]
 """0 leaves the likeliest token, as 0 does for the temperature."""
-TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
-"""0 switches it off, as in vLLM."""
+TopK = Annotated[int, Meta(ge=-1, le=1_000_000)]
+"""-1 and 0 switch it off, as in vLLM."""
 Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 31)]

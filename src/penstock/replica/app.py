@@ -61,6 +61,7 @@ class Replica:
         started = time.perf_counter()
         request = read_chat_request(await self._body(exchange))
         self._model.check_name(request.model)
+        self._model.service.refuse_if_full()
         # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
         prompt = await asyncio.to_thread(self._encode_chat, request)
         shape = ChatShape(self._model.name, include_usage=request.includes_usage)
@@ -70,6 +71,7 @@ class Replica:
         started = time.perf_counter()
         request = read_completion_request(await self._body(exchange))
         self._model.check_name(request.model)
+        self._model.service.refuse_if_full()
         prompt = await asyncio.to_thread(self._encode_text, request.text)
         shape = CompletionShape(self._model.name, include_usage=request.includes_usage)
         await self._answer(exchange, self._job(request, prompt, shape), started)
@@ -96,11 +98,13 @@ class Replica:
             raise InvalidRequestError(
                 f"the model {self._model.name!r} has no chat template; use /v1/completions", param="messages"
             )
+        self._model.refuse_long_text(sum(len(message.text) for message in request.messages), "messages")
         return self._model.template.encode(
             [Turn(_TEMPLATE_ROLES[message.role], message.text) for message in request.messages]
         )
 
     def _encode_text(self, text: str) -> list[int]:
+        self._model.refuse_long_text(len(text), "prompt")
         ids = self._model.tokenizer.encode(text, add_special_tokens=True)
         if not ids:
             raise InvalidRequestError("the prompt is empty", param="prompt")

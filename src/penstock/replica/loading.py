@@ -81,7 +81,9 @@ def _warm_up(core: EngineCore) -> None:
     """Two tokens through the engine, so that the first user does not wait for lazy initialisation."""
     core.add(Sequence(0, [0], SamplingParams(max_tokens=2, temperature=0.0)))
     while core.has_work:
-        core.step()
+        for output in core.step():
+            if output.error is not None:
+                raise CheckpointError(f"the model cannot compute: {output.error.message}")
 
 
 class _Progress:

@@ -54,7 +54,7 @@ class SamplingDefaults:
             return SamplingDefaults(
                 temperature=1.0 if temperature is None else float(temperature),
                 top_p=float(given.get("top_p") or 1.0),
-                top_k=int(given["top_k"]) if given.get("top_k") else None,
+                top_k=max(int(given["top_k"]), 0) if given.get("top_k") else None,
                 min_p=float(given.get("min_p") or 0.0),
             )
         except (TypeError, ValueError) as error:
@@ -81,6 +81,20 @@ class ServedModel:
                 f"there is no model {name!r} here; this replica serves {self.name!r}", param="model"
             )
 
+    def refuse_long_text(self, num_characters: int, param: str) -> None:
+        """Refuses what is too long whatever its tokens are, before time is spent on finding them.
+
+        Raises:
+            ContextLengthError: even tokens of the greatest length would not fit into the context.
+        """
+        least = -(-num_characters // self.tokenizer.longest_token)
+        if least > self.max_model_len:
+            raise ContextLengthError(
+                f"the model's context is {self.max_model_len} tokens; the prompt has {num_characters} "
+                f"characters, which are at least {least} tokens. Shorten the prompt",
+                param=param,
+            )
+
     def sampling(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
         """What the request says, else the defaults; without a limit, as many tokens as the context leaves.
 
@@ -92,7 +106,7 @@ class ServedModel:
             max_tokens=self._max_tokens(request, num_prompt_tokens),
             temperature=defaults.temperature if request.temperature is None else request.temperature,
             top_p=defaults.top_p if request.top_p is None else request.top_p,
-            top_k=defaults.top_k if request.top_k is None else request.top_k,
+            top_k=defaults.top_k if request.top_k is None else max(request.top_k, 0),
             min_p=defaults.min_p if request.min_p is None else request.min_p,
             seed=secrets.randbits(63) if request.seed is None else request.seed,
             stop_token_ids=self.tokenizer.end_token_ids,

@@ -48,6 +48,8 @@ class Tokenizer:
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special_ids = frozenset(self.special_tokens.values())
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.longest_token = max(map(len, self._encoder.get_vocab(with_added_tokens=True)), default=1)
+        """Characters that one token covers at most."""
         self.end_token_ids = self._end_tokens(directory)
 
     @property
@@ -60,7 +62,7 @@ class Tokenizer:
 
         `add_special_tokens` puts those around it that the checkpoint wants around plain text (BOS, say).
         """
-        return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+        return _encode(self._encoder, text, add_special_tokens)
 
     def encode_prompt(self, text: str, defused: Sequence[str]) -> list[int]:
         """Token ids of a rendered prompt in which marks stand for `defused` texts, by index.
@@ -70,7 +72,7 @@ class Tokenizer:
         pieces = _MARKED.split(text)
         ids = self.encode(pieces[0], add_special_tokens=False)
         for index, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            ids += self._literal.encode(defused[int(index)], add_special_tokens=False).ids
+            ids += _encode(self._literal, defused[int(index)], add_special_tokens=False)
             ids += self.encode(piece, add_special_tokens=False)
         return ids
 
@@ -105,6 +107,11 @@ class Tokenizer:
             ids.update(listed)
         named = self._encoder.token_to_id(token_text(self.config.get("eos_token")))
         return frozenset(ids if named is None else ids | {named})
+
+
+def _encode(tokenizer: RustTokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """Of the library's calls the one that lets other threads run: `encode` stops them all for its time."""
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def token_text(entry: object) -> str:

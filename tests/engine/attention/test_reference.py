@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.engine.attention.reference import ReferenceAttention
+from penstock.engine.attention.reference import MAX_SCORES, ReferenceAttention
 from penstock.engine.batch import build_batch
 from penstock.engine.scheduler import Chunk, StepPlan
 from penstock.engine.sequence import SamplingParams, Sequence
@@ -143,3 +143,18 @@ def test_the_output_has_the_dtype_of_the_query() -> None:
     assert out.dtype == torch.bfloat16
     exact = naive(*(tensor.float() for tensor in states), None)
     torch.testing.assert_close(out.float(), exact, atol=0.02, rtol=0.02)
+
+
+def test_a_long_prompt_is_attended_in_parts_with_the_same_result() -> None:
+    """The bound on scores is crossed here: 4 heads x 2,300 queries x 2,300 positions."""
+    spec, length = spec_with(), 2_300
+    assert HEADS * length * length > MAX_SCORES
+    query, key, value = random_states(spec, length, seed=8)
+    backend = ReferenceAttention(spec, -(-length // BLOCK_SIZE), BLOCK_SIZE, torch.float32, CPU)
+    sequence = Sequence(1, [0] * length, SamplingParams(max_tokens=1))
+    sequence.block_table = list(range(-(-length // BLOCK_SIZE)))
+    batch = build_batch(StepPlan((Chunk(sequence, 0, length),)), BLOCK_SIZE, CPU)
+    ours = backend.bind(batch)(0, query, key, value).view(length, HEADS, HEAD_DIM)
+    split = [states.transpose(0, 1) for states in (query, key, value)]
+    theirs = F.scaled_dot_product_attention(*split, is_causal=True, enable_gqa=True).transpose(0, 1)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -1,6 +1,7 @@
 """Paged attention, plainly: the oracle for every faster backend, and the one that runs everywhere.
 
-Per sequence it gathers keys and values of the context and computes softmax(q k / sqrt(d)) v in float32.
+Per sequence it gathers keys and values of the context and computes softmax(q k / sqrt(d)) v in float32, some
+queries at a time, so that the scores of a long context stay within a bound.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from torch import Tensor
 from penstock.engine.attention.contract import Attend
 from penstock.engine.batch import Batch
 from penstock.engine.spec import DecoderSpec
+
+# Scores computed at a time: 64 MiB of float32, and as much again for their softmax.
+MAX_SCORES = 1 << 24
 
 
 class ReferenceAttention:
@@ -60,6 +64,10 @@ class ReferenceAttention:
     def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
         """query (count, heads, d), keys and values (context, kv_heads, d) -> (count, heads, d)."""
         count, heads, size = query.shape
+        most = max(1, MAX_SCORES // (heads * keys.shape[0]))
+        if count > most:
+            parts = zip(torch.split(query, most), torch.split(visible, most), strict=True)
+            return torch.cat([self._attend_one(part, keys, values, seen) for part, seen in parts])
         group = heads // self.spec.num_kv_heads
         grouped = query.float().view(count, self.spec.num_kv_heads, group, size)
         scores = torch.einsum("qhgd,khd->hgqk", grouped, keys.float()) * self.scale

@@ -1,4 +1,4 @@
-"""Causal attention without a cache, for training: equal-length sequences, gradients flow."""
+"""Causal attention without a cache, by PyTorch: an oracle for ours."""
 
 from __future__ import annotations
 

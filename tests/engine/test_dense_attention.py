@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.engine.attention.dense import DenseAttention
+from dense_attention import DenseAttention
 from penstock.engine.weights import load_checkpoint
 
 
