@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from penstock.fleet.catalog import build_snapshot
 from penstock.fleet.settings import ModelSettings, ReplicaSettings
 from penstock.gateway.app import Gateway
 from penstock.gateway.settings import UpstreamSettings
+from raw_client import Answer, RawClient, raw_client
+from scripted_upstream import LIMIT_S, Script, ScriptedUpstream, healthy
 
 CREATED = 1_750_000_000
 
@@ -25,7 +28,6 @@ class RunningGateway:
     port: int
     drain: Drain
     stop: StopRequest
-    ready: asyncio.Event
 
 
 @asynccontextmanager
@@ -33,10 +35,13 @@ async def running_gateway(
     models: Mapping[str, Sequence[int]],
     limits: HttpLimits | None = None,
     *,
-    until_ready: bool = True,
+    first_checks_s: float = LIMIT_S,
     **upstream: float,
 ) -> AsyncIterator[RunningGateway]:
-    """Serves models by the ports of their replicas. Health is checked once, unless an interval is given."""
+    """Serves models by the ports of their replicas.
+
+    Health is checked once, before the first request, unless an interval is given.
+    """
     settings = UpstreamSettings(**{"health_interval_s": 3600.0, **upstream})
     snapshot = build_snapshot(
         {
@@ -50,10 +55,10 @@ async def running_gateway(
         CREATED,
     )
     limits = limits or HttpLimits()
-    listener, drain, stop, ready = bind("127.0.0.1", 0), Drain(), StopRequest(), asyncio.Event()
+    listener, drain, stop = bind("127.0.0.1", 0), Drain(), StopRequest()
     port = listener.getsockname()[1]
-    gateway = Gateway(snapshot, limits, settings, drain, on_ready=ready.set)
-    async with gateway.running(), asyncio.TaskGroup() as tasks:
+    gateway = Gateway(snapshot, limits, settings, drain)
+    async with gateway.running(first_checks_s), asyncio.TaskGroup() as tasks:
         serving = serve(
             gateway.application(),
             listener,
@@ -64,9 +69,25 @@ async def running_gateway(
         )
         tasks.create_task(serving)
         try:
-            if until_ready:
-                await ready.wait()
-            yield RunningGateway(port, drain, stop, ready)
+            yield RunningGateway(port, drain, stop)
         finally:
             stop.ask()
             stop.ask()
+
+
+@asynccontextmanager
+async def relayed(
+    *scripts: Script, limits: HttpLimits | None = None, **upstream: float
+) -> AsyncIterator[tuple[RawClient, ScriptedUpstream, RunningGateway]]:
+    """A client of a gateway with one model, `m`, whose replica is healthy once and then plays the scripts."""
+    async with (
+        ScriptedUpstream(healthy, *scripts) as replica,
+        running_gateway({"m": [replica.port]}, limits, **upstream) as gateway,
+        raw_client(gateway.port) as client,
+    ):
+        yield client, replica, gateway
+
+
+def error_of(answer: Answer) -> dict[str, object]:
+    """What the error envelope holds."""
+    return json.loads(answer.body)["error"]

@@ -52,6 +52,16 @@ class RunningService:
         """What it wrote to standard error so far."""
         return os.pread(self._errors.fileno(), 1 << 24, 0).decode()
 
+    @property
+    def stdout(self) -> str:
+        """What :meth:`wait_announced` read of standard output."""
+        return self._output.decode()
+
+    def close_stdout(self) -> None:
+        """Stops reading, as a pipe's other end that has ended."""
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """The events of a name in its log."""
         lines = [

@@ -146,6 +146,10 @@ class ScriptedUpstream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._limit.__aexit__(kind, error, trace)
 
+    def refuse(self) -> None:
+        """From now on connections are refused, as if the process were dead."""
+        self._server.close()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None

@@ -77,10 +77,82 @@ def test_the_command_line_beats_the_environment_beats_the_file(
     assert (server.port, server.host, server.drain_timeout_s) == (3, "b", 3.0)
 
 
+def test_numbers_are_read_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """Its values are YAML: a number is a number."""
+    environment.setenv("PENSTOCK__SERVER__PORT", "9000")
+    environment.setenv("PENSTOCK__UPSTREAM__CONNECT_TIMEOUT_S", "3")
+    config = load_config(None)
+    assert (config.server.port, config.upstream.connect_timeout_s) == (9000, 3.0)
+
+
 def test_models_are_replaced_whole(tmp_path: Path) -> None:
     """`--model` serves that model, not that model and the file's."""
     changes = {"models": {"new": {"replicas": [{"url": "http://a/v1"}]}}}
     assert list(load_config(written(tmp_path, EXAMPLE), changes).models) == ["new"]
+
+
+def test_the_environment_adds_to_the_files_models(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    """One more model, and one of the file's changed: the others stay."""
+    environment.setenv("PENSTOCK__MODELS__MORE__REPLICAS", "[{url: http://a/v1}]")
+    environment.setenv("PENSTOCK__MODELS__LARGE", '{"replicas": [{"url": "http://b/v1"}]}')
+    config = load_config(written(tmp_path, EXAMPLE))
+    assert list(config.models) == ["small", "large", "more"]
+    assert [replica.url for replica in config.models["large"].replicas] == ["http://b/v1"]
+
+
+def test_two_places_that_say_what_is_served_are_refused(
+    tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    """`--model` beside a file or variables with models: one of them would be dropped in silence."""
+    changes = {"models": {"new": {"replicas": [{"url": "http://a/v1"}]}}}
+    with pytest.raises(ConfigurationError, match=r"--model new and .*penstock\.yaml both say"):
+        load_config(written(tmp_path, EXAMPLE), changes, sole="--model new")
+    no_models = written(tmp_path, "log: {level: debug}")
+    assert list(load_config(no_models, changes, sole="--model new").models) == ["new"]
+    environment.setenv("PENSTOCK__MODELS__B__REPLICAS", "[{url: http://b/v1}]")
+    with pytest.raises(ConfigurationError, match=r"--model new and .*PENSTOCK__MODELS"):
+        load_config(no_models, changes, sole="--model new")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("server: {port: 1}\nlog: {}\nserver: {port: 2}", "server", 3),
+        ("server:\n  port: 1\n  host: a\n  'port': 2", "port", 4),
+        ("models:\n  a: {replicas: [{url: http://a/v1, url: http://b/v1}]}", "url", 2),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str, key: str, line: int) -> None:
+    """One of the two would be ignored."""
+    assert f"the key '{key}' is there twice (line {line}," in refusal(tmp_path, text).message
+
+
+def test_merged_keys_may_be_there_twice(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    """That is what YAML's merge is for; and in a variable, JSON or YAML, the rule is the same."""
+    text = "models:\n  a: &a {replicas: [{url: http://a/v1}]}\n  b: {<<: *a, replicas: [{url: http://b/v1}]}"
+    urls = [model.replicas[0].url for model in load_config(written(tmp_path, text)).models.values()]
+    assert urls == ["http://a/v1", "http://b/v1"]
+    environment.setenv("PENSTOCK__SERVER", '{"port": 1, "port": 2}')
+    with pytest.raises(ConfigurationError, match=r"PENSTOCK__SERVER.*'port' is there twice"):
+        load_config(None)
+
+
+@pytest.mark.parametrize(
+    "name", ['""', f'"{"x" * 257}"', '"a\\nb"', '"a\\u0000"', '"\\e[31m"', '"a\\u2028b"', '"\\x85"']
+)
+def test_an_impossible_name_of_a_model_is_refused(tmp_path: Path, name: str) -> None:
+    """Clients could not send it, and terminals obey control characters."""
+    error = refusal(tmp_path, f"models:\n  {name}: {{replicas: [{{url: http://a/v1}}]}}")
+    assert "name" in error.message
+    assert error.message.isprintable()
+    assert error.param == "models"
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "org/name", "Ü 水 v1.0:latest", "-x"])
+def test_any_other_name_of_a_model_is_taken(name: str) -> None:
+    """People call them what they like."""
+    models = {"models": {name: {"replicas": [{"url": "http://a/v1"}]}}}
+    assert list(load_config(None, models).models) == [name]
 
 
 def test_several_variables_build_one_tree(environment: pytest.MonkeyPatch) -> None:
@@ -94,7 +166,7 @@ def test_a_childs_environment_gives_the_same_config(tmp_path: Path, environment:
     """Whatever characters names have and however small numbers are."""
     environment.setenv("PENSTOCK__LOG__LEVEL", "debug")
     text = (
-        'upstream: {health_interval_s: 1.0e-7}\nmodels:\n  "Q/ü-水-\\U0001F600 \\x85\\u2028\\"":'
+        'upstream: {health_interval_s: 1.0e-7}\nmodels:\n  "Q/ü-水-\\U0001F600 \\u200d\\"":'
         " {replicas: [{url: 'http://a/v1'}]}\n"
     )
     config = load_config(written(tmp_path, text))
@@ -152,6 +224,10 @@ def test_an_unknown_variable_is_refused_with_the_nearest_right_one(environment: 
         ("server: {port: eighty}", "server.port"),
         ("server: {port: 70000}", "server.port"),
         ("server: {port: }", "server.port"),
+        ("server: {port: true}", "server.port"),
+        ("server: {drain_timeout_s: true}", "server.drain_timeout_s"),
+        ("upstream: {max_connections: true}", "upstream.max_connections"),
+        ("models: {x: {replicas: [{url: 'http://a b/v1'}]}}", "models.x.replicas[0].url"),
         ("server: 7", "server"),
         ("log: {level: loud}", "log.level"),
         ("upstream: {connect_timeout_s: 0}", "upstream.connect_timeout_s"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from penstock.app.main import app, engine
@@ -66,13 +67,55 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
         model=str(tmp_path), dtype="bfloat16", device="cpu", threads=3, max_model_len=77, max_sequences=5,
         max_waiting=6, max_batch_tokens=99, block_size=8, kv_cache_mb=12,
     )  # fmt: skip
-    command, model, name, *options = engine_arguments(settings, "org/a name")
-    assert (command, model, name) == ("engine", str(tmp_path), "--name=org/a name")
+    name, *options, end, model = engine_arguments(settings, "org/a name")
+    assert (model, name, end) == (str(tmp_path), "--name=org/a name", "--")
     read = dict(option.removeprefix("--").split("=", 1) for option in options)
     given = {key.replace("-", "_"): value for key, value in read.items()}
     assert EngineSettings(model=model, **given) == settings  # type: ignore[arg-type]
     default = EngineSettings().model_dump()
     assert all(value != default[key] for key, value in settings.model_dump().items())
+
+
+def test_a_folder_may_look_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `up` starts is not mistaken for one."""
+    (tmp_path / "-x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    command = typer.main.get_command(app).commands["engine"]  # type: ignore[attr-defined]
+    arguments = ["--fd=1", "--link=2", *engine_arguments(EngineSettings(model="-x"), "-x")]
+    with command.make_context("engine", arguments) as context:
+        assert (context.params["model"], context.params["name"]) == ("-x", "-x")
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback() -> None:
+    """130, as shells expect it of SIGINT."""
+    done = python(
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'penstock.app.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from penstock.__main__ import main\n"
+        "main()"
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    """A line for a shell; `$P` is penstock."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'P="{sys.executable} -m penstock"; {script}'],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_failure(closed: str) -> None:
+    """Some process managers start services so; nothing else may get their numbers."""
+    done = run(f"$P config check {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    check = "import os; from penstock.app.streams import hold_standard_streams as hold; hold(); print(1);"
+    done = run(f"{sys.executable} -c '{check} raise SystemExit(os.dup(0) - 3)' {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import asyncio
 import json
 
 import pytest
+from structlog.testing import capture_logs
 
 from penstock.asgi.application import Application, Ended, Endpoint
 from penstock.asgi.drain import Drain
 from penstock.asgi.exchange import Exchange, unless_gone
-from penstock.base.errors import NotReadyError, PenstockError, QueueFullError
+from penstock.base.errors import InvalidRequestError, NotReadyError, PenstockError, QueueFullError
 from scripted_client import ScriptedClient, http_scope
 
 
@@ -135,6 +136,33 @@ async def test_an_error_of_ours_is_answered_as_it_says(served: Served, failure: 
     wanted = None if failure.retry_after_s is None else str(failure.retry_after_s).encode()
     assert client.headers.get(b"retry-after") == wanted
     assert [(ended.status, ended.error_code) for ended in served.ended] == [(failure.status, failure.code)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "events"),
+    [
+        (InvalidRequestError("no", param="model"), ["request"]),
+        (NotReadyError("no"), ["request failed", "request"]),
+        (RuntimeError("defect"), ["request failed", "request"]),
+    ],
+)
+async def test_a_refusal_is_one_log_line(served: Served, failure: Exception, events: list[str]) -> None:
+    """Which says why. What an operator may have to act on has a line of its own, at its level."""
+    served.failure = failure
+    with capture_logs() as lines:
+        await served.ask("POST", "/fails")
+    assert [line["event"] for line in lines] == events
+    code = failure.code if isinstance(failure, PenstockError) else "internal_error"
+    assert {line["error"] for line in lines} == {code}
+    assert all(line["message"] and line["request_id"] for line in lines)
+
+
+async def test_a_long_path_is_cut_in_the_log_and_in_the_answer(served: Served) -> None:
+    """One of 60 kilobytes is still a path."""
+    with capture_logs() as lines:
+        client = await served.ask("GET", "/" + "x" * 60_000)
+    assert len(client.body) < 300
+    assert [len(line["path"]) for line in lines] == [200]
 
 
 async def test_a_defect_is_a_500_without_its_details(served: Served) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from penstock.asgi.exchange import Exchange, unless_gone
+from penstock.asgi.types import Message
 from penstock.base.errors import (
     BodyTooLargeError,
     ClientGoneError,
@@ -88,6 +89,17 @@ async def test_a_second_answer_is_a_defect() -> None:
     with pytest.raises(AssertionError):
         await exchange.respond(500, b"")
     assert client.statuses == [200]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("the handler is closed"), BrokenPipeError()])
+async def test_a_send_that_fails_says_that_the_client_left(failure: Exception) -> None:
+    """uvloop raises it of a closed connection; it is no defect of ours."""
+
+    async def send(message: Message) -> None:
+        raise failure
+
+    with pytest.raises(ClientGoneError):
+        await Exchange(http_scope(), ScriptedClient().receive, send).respond(200, b"")
 
 
 class TestUnlessGone:

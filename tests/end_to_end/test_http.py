@@ -89,7 +89,7 @@ async def gauge(client: RawClient, name: str) -> float:
 
 
 async def test_a_client_that_leaves_frees_its_sequence(service: RunningService, port: int) -> None:
-    """Within a step: far fewer tokens are made than the stream had left."""
+    """Long before its stream would have ended, blocks and all."""
     engine_port = listening_port(service.child("engine"))
     body = json.dumps(ASK | {"stream": True, "max_tokens": 8000, "temperature": 0}).encode()
     async with asyncio.timeout(LIMIT_S), raw_client(engine_port) as engine:

@@ -98,6 +98,49 @@ async def test_a_killed_engine_comes_back_where_it_was(checkpoint: Path) -> None
         wait_ended(children)
 
 
+def test_a_model_elsewhere_that_is_down_does_not_hide_those_here(checkpoint: Path, tmp_path: Path) -> None:
+    """The address is announced as soon as the local models serve, and the other one is named."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        port = unused.getsockname()[1]
+        config = {
+            "here": {"replicas": [{"engine": {"model": str(checkpoint)}}]},
+            "elsewhere": {"replicas": [{"url": f"http://127.0.0.1:{port}/v1"}]},
+        }
+        path = tmp_path / "penstock.yaml"
+        path.write_text(json.dumps({"server": {"port": 0}, "models": config}))
+        with RunningService("up", "--config", str(path)) as service:
+            service.wait_announced()
+            assert "Penstock serves here on " in service.stdout
+            assert "no replica answers: elsewhere\n" in service.stdout
+
+
+def test_a_model_and_a_config_with_models_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    """Which of the two was meant cannot be known."""
+    path = tmp_path / "penstock.yaml"
+    path.write_text("models: {a: {replicas: [{url: 'http://a/v1'}]}}")
+    with up(checkpoint, "--config", str(path)) as service:
+        assert service.wait() == 2
+        assert "--model" in service.stderr
+        assert str(path) in service.stderr
+
+
+async def test_nobody_has_to_read_the_banner(checkpoint: Path) -> None:
+    """`penstock up | true` serves all the same, and closing the terminal ends it as Ctrl-C does."""
+    with up(checkpoint) as service:
+        service.close_stdout()
+        while not service.events("serving"):
+            assert service.process.poll() is None, service.stderr
+        (serving,) = service.events("serving")
+        port = urlsplit(serving["address"]).port
+        assert port is not None
+        async with asyncio.timeout(LIMIT_S), raw_client(port) as client:
+            assert (await client.ask(CHAT, json.dumps(ASK).encode())).status == 200
+        service.process.send_signal(signal.SIGHUP)
+        assert service.wait() == 0, service.stderr
+        assert "Traceback" not in service.stderr
+
+
 def test_a_model_that_the_engine_refuses_stops_everything(checkpoint: Path, tmp_path: Path) -> None:
     """With the engine's reason and exit code 2, not with a loop of restarts."""
     broken = tmp_path / "broken"

@@ -16,6 +16,7 @@ def test_a_snapshot_names_every_replica() -> None:
         ReplicaSettings(url="http://a:1/v1", kind="vllm"),
         ReplicaSettings(url="http://b/v1"),
         ReplicaSettings(url="http://[::1]:2/v1", kind="penstock"),
+        ReplicaSettings(url="http://bücher.example/v1"),
     ]
     snapshot = build_snapshot({"m": ModelSettings(replicas=entries)}, 5)
     assert snapshot.created == 5
@@ -23,8 +24,11 @@ def test_a_snapshot_names_every_replica() -> None:
         Replica("m/0", "a", 1, "/health"),
         Replica("m/1", "b", 80, "/v1/models"),
         Replica("m/2", "::1", 2, "/health"),
+        Replica("m/3", "xn--bcher-kva.example", 80, "/v1/models"),
     )
-    assert [replica.authority for replica in snapshot.replicas["m"]] == ["a:1", "b:80", "[::1]:2"]
+    assert [replica.authority for replica in snapshot.replicas["m"]] == [
+        "a:1", "b:80", "[::1]:2", "xn--bcher-kva.example:80",
+    ]  # fmt: skip
 
 
 def test_a_snapshot_does_not_change() -> None:

@@ -22,7 +22,8 @@ def test_an_api_root_is_accepted(url: str) -> None:
     [
         "", "a:1", "a:1/v1", "https://a/v1", "ftp://a/v1", "http://a", "http://a/", "http://a/v2", "http:///v1",
         "http://a/v1?x", "http://a/v1#x", "http://a:99999/v1", "http://a:x/v1", "http://a:0/v1", "http://[::1/v1",
-        "http://user:secret@a/v1", "http://user@a/v1",
+        "http://user:secret@a/v1", "http://user@a/v1", "http://a b/v1", " http://a/v1", "http://a/v1\n",
+        "http://a\t/v1", "http://a\x00/v1", "http://a\u2028/v1", f"http://{'a' * 64}/v1", "http://a..b/v1",
     ],
 )  # fmt: skip
 def test_what_is_no_api_root_is_refused(url: str) -> None:

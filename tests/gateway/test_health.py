@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -33,35 +32,63 @@ class TestBoard:
     OTHER = Replica("n/0", "127.0.0.1", 1, "/health")
     SNAPSHOT = Snapshot(0, {"m": REPLICAS, "n": (OTHER,)})
 
-    def board(self, on_all_ready: Callable[[], None] = lambda: None) -> HealthBoard:
-        return HealthBoard(self.SNAPSHOT, on_all_ready)
-
     def test_unknown_is_not_ready(self) -> None:
         """A replica gets no request before it answered a check."""
-        board = self.board()
+        board = HealthBoard(self.SNAPSHOT)
         assert board.ready("m") == []
-        assert not board.all_ready
         assert board.states() == {"m": {"m/0": False, "m/1": False}, "n": {"n/0": False}}
 
-    def test_one_ready_replica_per_model_is_enough(self) -> None:
-        """A model with a second replica down still serves."""
-        board = self.board()
+    def test_the_last_word_counts(self) -> None:
+        """Of a check or of an attempt to connect."""
+        board = HealthBoard(self.SNAPSHOT)
         board.set_ready(self.REPLICAS[1], True)
-        assert not board.all_ready
-        board.set_ready(self.OTHER, True)
-        assert board.all_ready
         assert board.ready("m") == [self.REPLICAS[1]]
-        board.set_ready(self.OTHER, False)
-        assert not board.all_ready
+        assert board.ready("n") == []
+        board.set_ready(self.REPLICAS[1], False)
+        assert board.ready("m") == []
 
-    def test_readiness_is_told_once(self) -> None:
-        """The supervisor announces the address the first time only."""
-        calls: list[None] = []
-        board = self.board(lambda: calls.append(None))
-        for is_ready in (True, False, True):
-            board.set_ready(self.REPLICAS[0], is_ready)
-            board.set_ready(self.OTHER, is_ready)
-        assert len(calls) == 1
+    async def test_all_are_known_when_each_was_checked_once(self) -> None:
+        """Ready or not; a replica that does not answer is waited for only so long."""
+        board = HealthBoard(self.SNAPSHOT)
+        for replica in (*self.REPLICAS, self.OTHER):
+            assert not await board.wait_known(0)
+            board.set_ready(replica, False)
+        assert await board.wait_known(60)
+
+
+async def test_the_first_request_finds_ready_replicas() -> None:
+    """A gateway that is restarted in front of healthy replicas refuses nobody."""
+    async with (
+        ScriptedUpstream(UP, answering_once(whole(b"{}"))) as replica,
+        running_gateway({"m": [replica.port]}) as gateway,
+        raw_client(gateway.port) as client,
+    ):
+        assert (await client.ask("/v1/chat/completions", b'{"model": "m"}')).status == 200
+
+
+async def test_a_replica_that_does_not_answer_holds_nothing_up() -> None:
+    """The gateway serves what else it has."""
+    async with (
+        ScriptedUpstream(silent) as replica,
+        ScriptedUpstream(silent) as other,
+        running_gateway({"m": [replica.port], "n": [other.port]}, first_checks_s=0) as gateway,
+        raw_client(gateway.port) as client,
+    ):
+        answer = await client.ask("/readyz", method="GET")
+        assert (answer.status, b'"status":"not ready"' in answer.body) == (503, True)
+
+
+async def test_one_model_that_can_be_served_is_ready() -> None:
+    """A load balancer must not take the whole gateway out for one model; the word tells an operator."""
+    async with (
+        ScriptedUpstream(UP) as replica,
+        ScriptedUpstream(DOWN) as other,
+        running_gateway({"m": [replica.port], "n": [other.port]}) as gateway,
+        raw_client(gateway.port) as client,
+    ):
+        answer = await client.ask("/readyz", method="GET")
+        assert answer.status == 200
+        assert answer.body == b'{"status":"partly ready","replicas":{"m":{"m/0":true},"n":{"n/0":false}}}'
 
 
 async def test_a_replica_becomes_ready_and_unready_and_ready_again() -> None:
@@ -73,14 +100,13 @@ async def test_a_replica_becomes_ready_and_unready_and_ready_again() -> None:
 
     async with (
         ScriptedUpstream(script) as replica,
-        running_gateway({"m": [replica.port]}, until_ready=False, **OFTEN) as gateway,
+        running_gateway({"m": [replica.port]}, **OFTEN) as gateway,
         raw_client(gateway.port) as client,
     ):
         assert b'"m/0":false' in await until(client, 503)
         for following, status in ((UP, 200), (DOWN, 503), (UP, 200)):
             state[0] = following
             await until(client, status)
-        assert gateway.ready.is_set()
         assert replica.peers[0].requests[0].line == b"GET /health HTTP/1.1"
 
 
@@ -111,7 +137,7 @@ async def test_a_replica_that_is_gone_is_unready() -> None:
         port = replica.port
     async with (
         ScriptedUpstream(UP),
-        running_gateway({"m": [port]}, until_ready=False, **OFTEN) as gateway,
+        running_gateway({"m": [port]}, **OFTEN) as gateway,
         raw_client(gateway.port) as client,
     ):
         assert b'"m/0":false' in await until(client, 503)

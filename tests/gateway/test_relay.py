@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import h11
 import pytest
 
-from penstock.asgi.settings import HttpLimits
-from penstock.base.errors import InvalidRequestError
-from penstock.gateway.relay import read_model
-from raw_client import Answer, RawClient, raw_client
-from running_gateway import RunningGateway, running_gateway
+from running_gateway import error_of, relayed
 from scripted_upstream import (
     Peer,
-    Script,
-    ScriptedUpstream,
     answering,
     chunked,
-    healthy,
     silent,
     whole,
 )
@@ -31,23 +22,6 @@ BODY = b'{"model": "m", "messages": []}'
 EVENTS = b"content-type: text/event-stream; charset=utf-8\r\n"
 HELLO = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
-
-
-@asynccontextmanager
-async def relayed(
-    *scripts: Script, limits: HttpLimits | None = None, **upstream: float
-) -> AsyncIterator[tuple[RawClient, ScriptedUpstream, RunningGateway]]:
-    """A client of a gateway with one model, `m`, whose replica is healthy once and then plays the scripts."""
-    async with (
-        ScriptedUpstream(healthy, *scripts) as replica,
-        running_gateway({"m": [replica.port]}, limits, **upstream) as gateway,
-        raw_client(gateway.port) as client,
-    ):
-        yield client, replica, gateway
-
-
-def error_of(answer: Answer) -> dict[str, object]:
-    return json.loads(answer.body)["error"]
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
@@ -338,107 +312,3 @@ class TestClientLeaves:
             client.leave()
             await replica.ended[1].wait()
             assert await gateway.drain.wait_idle(5)
-
-
-async def test_a_model_without_ready_replica_is_a_503() -> None:
-    """With Retry-After, since it is expected back."""
-
-    async def ill(peer: Peer) -> None:
-        await peer.answer(whole(b"", b"503 Service Unavailable"))
-
-    async with (
-        ScriptedUpstream(ill) as replica,
-        running_gateway({"m": [replica.port]}, until_ready=False) as gateway,
-        raw_client(gateway.port) as client,
-    ):
-        answer = await client.ask(CHAT, BODY)
-        assert (answer.status, error_of(answer)["code"]) == (503, "not_ready")
-        assert answer.values(b"retry-after") == [b"2"]
-
-
-async def test_a_replica_at_its_bound_is_a_503() -> None:
-    """More connections than allowed are refused at once, with Retry-After."""
-    asked = asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        asked.set()
-        await peer.gone()
-
-    async with relayed(script, max_connections=1) as (client, _, gateway):
-        await client.request(CHAT, BODY)
-        await asked.wait()
-        async with raw_client(gateway.port) as second:
-            answer = await second.ask(CHAT, BODY)
-        assert (answer.status, answer.values(b"retry-after")) == (503, [b"1"])
-
-
-async def test_the_replica_with_the_fewest_requests_is_asked() -> None:
-    """Two requests at the same time go to two replicas."""
-    asked = [asyncio.Event(), asyncio.Event()]
-
-    def noting(event: asyncio.Event) -> Script:
-        async def script(peer: Peer) -> None:
-            await peer.request()
-            event.set()
-            await peer.gone()
-
-        return script
-
-    async with (
-        ScriptedUpstream(healthy, noting(asked[0])) as first,
-        ScriptedUpstream(healthy, noting(asked[1])) as second,
-        running_gateway({"m": [first.port, second.port]}) as gateway,
-        raw_client(gateway.port) as one,
-        raw_client(gateway.port) as other,
-    ):
-        while b"false" in (await one.ask("/readyz", method="GET")).body:
-            pass  # ready is the model; wait for the second replica too
-        await one.request(CHAT, BODY)
-        await other.request(CHAT, BODY)
-        for event in asked:
-            await event.wait()
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "code", "param"),
-    [
-        (b'{"model": "other"}', 404, "model_not_found", "model"),
-        (b"{}", 400, "invalid_value", "model"),
-        (b'{"model": null}', 400, "invalid_value", "model"),
-        (b'{"model": 7}', 400, "invalid_value", "model"),
-        (b'{"model": ["m"]}', 400, "invalid_value", "model"),
-        (b"", 400, "invalid_value", None),
-        (b"{", 400, "invalid_value", None),
-        (b"[]", 400, "invalid_value", None),
-        (b'"m"', 400, "invalid_value", None),
-        (b'{"model": "m"', 400, "invalid_value", None),
-        (b'{"model": "m"} x', 400, "invalid_value", None),
-        (b'{"model": "\xff"}', 400, "invalid_value", None),
-        (b"[" * 100_000, 400, "invalid_value", None),
-    ],
-    ids=lambda value: repr(value)[:20],
-)
-async def test_a_body_that_cannot_be_routed_is_refused(
-    body: bytes, status: int, code: str, param: str | None
-) -> None:
-    """With the field at fault, and without a connection to a replica."""
-    async with relayed(silent) as (client, replica, _):
-        answer = await client.ask(CHAT, body)
-        error = error_of(answer)
-        assert (answer.status, error["code"], error["param"]) == (status, code, param)
-        assert len(replica.peers) == 1, "only the health check"
-
-
-def test_deep_nesting_is_no_crash() -> None:
-    """A parser that recurses must turn its own limit into a client's error."""
-    with pytest.raises(InvalidRequestError):
-        read_model(b'{"messages": ' + b"[" * 1_000_000)
-
-
-async def test_a_body_over_the_limit_is_a_413() -> None:
-    """By its declared length, before it is read."""
-    async with relayed(silent, limits=HttpLimits(max_body_bytes=10)) as (client, replica, _):
-        answer = await client.ask(CHAT, BODY)
-        assert (answer.status, error_of(answer)["code"]) == (413, "body_too_large")
-        assert len(replica.peers) == 1

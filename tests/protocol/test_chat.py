@@ -1,4 +1,4 @@
-"""Chat requests and answers against OpenAI's own types."""
+"""Chat requests against OpenAI's own types; the answers are in test_chat_answers.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.chat import ChatCompletion as OpenAICompletion
 from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
     ChatCompletionContentPartTextParam,
@@ -18,7 +17,6 @@ from openai.types.chat import (
     ChatCompletionSystemMessageParam,
     ChatCompletionUserMessageParam,
 )
-from openai.types.chat import ChatCompletionChunk as OpenAIChunk
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
@@ -32,19 +30,12 @@ from penstock.protocol.chat import (
     UNBUILT,
     UNBUILT_IN_MESSAGE,
     UNBUILT_IN_PART,
-    AnswerMessage,
-    ChatChunk,
-    ChatCompletion,
     ChatRequest,
-    Choice,
-    ChunkChoice,
     ContentPart,
-    Delta,
     Message,
     read_chat_request,
 )
 from penstock.protocol.generation import StreamOptions
-from penstock.protocol.usage import Usage
 
 # For every field that is not built, something a client may really ask of it.
 ASKS: dict[str, list[Any]] = {
@@ -286,14 +277,6 @@ def test_contents_are_text_or_parts_of_text(role: str) -> None:
     assert read_message(role=role, content=[]).text == read_message(role=role, content="").text == ""
 
 
-def test_an_answer_is_accepted_as_history() -> None:
-    """What the client library gives, dumped whole with all its nulls, goes back in."""
-    body = msgspec.json.encode(answer())
-    message = OpenAICompletion.model_validate_json(body).choices[0].message.model_dump()
-    assert len(message) > 3
-    assert read_message(**message) == Message(role="assistant", content="hi")
-
-
 def test_an_assistants_turn_may_lack_its_content() -> None:
     """OpenAI allows it for this role only."""
     assert read_message(role="assistant").text == ""
@@ -378,53 +361,3 @@ def test_the_last_of_two_messages_fields_is_checked_and_used() -> None:
     read_chat_request(f'{{"model":"m","messages":{bad},"messages":{good}}}'.encode())
     with pytest.raises(UnknownParameterError):
         read_chat_request(f'{{"model":"m","messages":{good},"messages":{bad}}}'.encode())
-
-
-def answer() -> ChatCompletion:
-    """A whole answer."""
-    choice = Choice(message=AnswerMessage(content="hi"), finish_reason="stop")
-    return ChatCompletion(id="chatcmpl-1", created=5, model="m", choices=[choice], usage=Usage.of(2, 3))
-
-
-def test_an_answer_parses_strictly_and_has_nothing_else() -> None:
-    """With OpenAI's own type, which keeps unknown fields aside."""
-    parsed = OpenAICompletion.model_validate_json(msgspec.json.encode(answer()), strict=True)
-    (choice,) = parsed.choices
-    assert (choice.message.content, choice.message.role, choice.finish_reason) == ("hi", "assistant", "stop")
-    assert parsed.usage is not None
-    assert parsed.usage.total_tokens == 5
-    assert not any((parsed.model_extra, choice.model_extra, choice.message.model_extra))
-    assert not parsed.usage.model_extra
-
-
-@pytest.mark.parametrize(
-    ("delta", "reason", "expected"),
-    [
-        (Delta(role="assistant", content=""), None, {"role": "assistant", "content": ""}),
-        (Delta(content="hi"), None, {"content": "hi"}),
-        (Delta(), "stop", {}),
-    ],
-)
-def test_chunks_parse_strictly_and_have_nothing_else(
-    delta: Delta, reason: str | None, expected: dict[str, str]
-) -> None:
-    """A delta has only what it adds; `usage` is left out where it was not asked for."""
-    body = msgspec.json.encode(
-        ChatChunk(id="c", created=5, model="m", choices=[ChunkChoice(delta=delta, finish_reason=reason)])
-    )
-    parsed = OpenAIChunk.model_validate_json(body, strict=True)
-    assert parsed.choices[0].delta.model_dump(exclude_unset=True) == expected
-    assert parsed.choices[0].finish_reason == reason
-    assert "usage" not in json.loads(body)
-    assert not any((parsed.model_extra, parsed.choices[0].model_extra, parsed.choices[0].delta.model_extra))
-
-
-def test_the_usage_chunk_parses_strictly() -> None:
-    """No choices; with `include_usage` the other chunks carry a null."""
-    last = ChatChunk(id="c", created=5, model="m", choices=[], usage=Usage.of(1, 2))
-    parsed = OpenAIChunk.model_validate_json(msgspec.json.encode(last), strict=True)
-    assert parsed.choices == []
-    assert parsed.usage is not None
-    assert parsed.usage.total_tokens == 3
-    other = ChatChunk(id="c", created=5, model="m", choices=[], usage=None)
-    assert json.loads(msgspec.json.encode(other))["usage"] is None

@@ -13,9 +13,10 @@ from penstock.app.link import wait_ready
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run. The child inherits `listener` and serves on it; `arguments` are for `penstock`."""
+    """What to run: `penstock COMMAND ARGUMENTS`. The child inherits `listener` and serves on it."""
 
     name: str
+    command: str
     arguments: Sequence[str]
     listener: socket.socket
     environment: Mapping[str, str]
@@ -40,9 +41,10 @@ class Child:
                     sys.executable,
                     "-m",
                     "penstock",
-                    *spec.arguments,
+                    spec.command,
                     f"--fd={spec.listener.fileno()}",
                     f"--link={theirs.fileno()}",
+                    *spec.arguments,
                     stdin=asyncio.subprocess.DEVNULL,
                     env=dict(spec.environment),
                     pass_fds=(spec.listener.fileno(), theirs.fileno()),

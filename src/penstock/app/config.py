@@ -11,12 +11,13 @@ import json
 import os
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from penstock.asgi.settings import ServerSettings
@@ -24,8 +25,12 @@ from penstock.base.errors import ConfigurationError
 from penstock.engine.settings import EngineSettings
 from penstock.fleet.settings import ModelSettings, ReplicaSettings
 from penstock.gateway.settings import UpstreamSettings
+from penstock.protocol.generation import MAX_NAME_LENGTH
+from penstock.protocol.strict import shown
 
 PREFIX = "PENSTOCK__"
+# Control characters, line and paragraph separators, lone surrogates: names go into URLs, logs and terminals.
+_NO_NAME_CATEGORIES = frozenset({"Cc", "Zl", "Zp", "Cs"})
 
 
 class LogSettings(BaseModel):
@@ -55,16 +60,38 @@ class Config(BaseModel):
         min_length=1,
     )
 
+    @field_validator("models")
+    @classmethod
+    def _have_names(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name in models:
+            if not 0 < len(name) <= MAX_NAME_LENGTH:
+                raise ValueError(
+                    f"a model's name has 1 to {MAX_NAME_LENGTH} characters, {shown(name)!r} has {len(name)}"
+                )
+            if any(unicodedata.category(character) in _NO_NAME_CATEGORIES for character in name):
+                raise ValueError(f"the model's name {name!r} holds a control character")
+        return models
 
-def load_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> Config:
+
+def load_config(
+    path: Path | None, changes: Mapping[str, Any] | None = None, *, sole: str | None = None
+) -> Config:
     """Reads the file, lays the environment over it, and `changes` (from the command line) over both.
+
+    The models of `changes` replace all others; `sole` names the option that gave them, if there must be no
+    others to replace.
 
     Raises:
         ConfigurationError: the file cannot be read, or a key or value is wrong; the message names it.
     """
     tree: dict[str, Any] = {} if path is None else _read_file(path)
+    source = f"the config file {path}" if "models" in tree else f"the environment ({PREFIX}MODELS...)"
     _merge(tree, _environment(os.environ))
-    _merge(tree, changes or {})
+    if sole is not None and "models" in tree:
+        raise ConfigurationError(
+            f"{sole} and {source} both say which models are served; leave one out", param="models"
+        )
+    _merge(tree, changes or {}, whole=("models",))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -93,11 +120,11 @@ def let_threads_sleep() -> None:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no config file {path}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8; a date like 2001-99-99
-        raise ConfigurationError(f"the config file {path} cannot be read: {error}") from error
+        raise ConfigurationError(f"the config file {path} cannot be read: {_why(error)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -114,25 +141,64 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
         keys = name.removeprefix(PREFIX).lower().split("__")
         for key in reversed(keys):
             value = {key: value}
-        _merge(tree, value, whole=())
+        _merge(tree, value)
     return tree
 
 
 def _read_value(name: str, text: str) -> Any:
     """JSON where it is JSON, which is what child processes get: YAML reads its \\u escapes differently."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_doubles)
     except ValueError:
         pass
     try:
-        return yaml.safe_load(text)
+        return _read_yaml(text)
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(
-            f"the environment's {name} is not valid YAML: {error}", param=name
+            f"the environment's {name} is not valid YAML: {_why(error)}", param=name
         ) from error
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any], whole: tuple[str, ...] = ("models",)) -> None:
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice is left to the YAML reader, which says where."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own reader takes the last of two equal keys and drops the first in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+
+def _read_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _why(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return str(error)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any], whole: tuple[str, ...] = ()) -> None:
     """Lays `over` over `base`: mappings are joined, but for those in `whole`, which are replaced."""
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), dict) and key not in whole:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -14,7 +13,8 @@ import uvloop
 
 from penstock import __version__
 from penstock.app import wiring
-from penstock.app.config import Config, load_config
+from penstock.app.banner import announce
+from penstock.app.config import load_config
 from penstock.app.config_commands import config_app
 from penstock.app.lab_commands import evaluate_command, train_app
 from penstock.app.supervisor import EXIT_USAGE
@@ -61,13 +61,13 @@ def up(
     if model is not None:
         find_checkpoint(model)
         changes["models"] = {served_name(model): {"replicas": [{"engine": {"model": model}}]}}
-    settings = load_config(config, changes)
+    settings = load_config(config, changes, sole=None if model is None else f"--model {model}")
     for name, entry in settings.models.items():
         for replica in entry.replicas:
             if replica.engine is not None:
                 find_checkpoint(replica.engine.model, f"models.{name}.replicas.engine.model")
     set_up_logs(settings.log.level, settings.log.format, "supervisor")
-    _run(wiring.run_up(settings, lambda address: _announce(address, settings)))
+    _run(wiring.run_up(settings, lambda address, waiting: announce(address, settings.models, waiting)))
 
 
 @app.command()
@@ -111,13 +111,13 @@ def engine(
     Example: penstock engine builtin:tiny --port 8000
     """
     options = {key: value for key, value in locals().items() if key in EngineSettings.model_fields}
+    find_checkpoint(model)
     settings = load_config(
         None, {"models": {name or served_name(model): {"replicas": [{"engine": options}]}}}
     )
     served, entry = next(iter(settings.models.items()))
     engine_settings = entry.replicas[0].engine
     assert engine_settings is not None
-    find_checkpoint(model)
     set_up_logs(settings.log.level, settings.log.format, f"engine {served}")
     listener = bind(host, port) if fd is None else wiring.inherited_listener(fd)
     _run(wiring.run_engine(engine_settings, served, settings.server, wiring.Place(listener, link)))
@@ -152,16 +152,3 @@ def _run(coroutine: Coroutine[Any, Any, None]) -> None:
 def _server_changes(host: str | None, port: int | None) -> dict[str, Any]:
     given = {"host": host, "port": port}
     return {"server": {key: value for key, value in given.items() if value is not None}}
-
-
-def _announce(address: str, settings: Config) -> None:
-    model = next(iter(settings.models))
-    messages = [{"role": "user", "content": "What is 23 + 45?"}]
-    question = json.dumps({"model": model, "messages": messages})
-    typer.echo(
-        f"\nPenstock serves {', '.join(settings.models)} on {address}\n\n"
-        f"  curl {address}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        f"    -d '{question}'\n\n"
-        f"Any OpenAI client works with base_url={address}/v1 and any key. Ctrl-C stops it, letting running "
-        "answers finish.\n"
-    )

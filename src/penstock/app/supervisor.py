@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -57,9 +57,10 @@ class Supervisor:
         self._stop = stop
         self._children: dict[str, Child] = {}
         self._is_stopping = False
+        self._served = {spec.name: asyncio.Event() for spec in (*engines, gateway)}
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Runs until asked to stop; calls `on_ready` when the gateway has ready replicas.
+    async def run(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+        """Runs until asked to stop; awaits `on_ready` beside that, once, when every child first serves.
 
         Raises:
             ConfigurationError: a child refused its arguments.
@@ -68,15 +69,13 @@ class Supervisor:
         failure: Exception | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                watches = [
-                    tasks.create_task(self._keep(spec, on_ready if spec is self._gateway else None))
-                    for spec in (*self._engines, self._gateway)
-                ]
+                keeping = [tasks.create_task(self._keep(spec)) for spec in (*self._engines, self._gateway)]
+                keeping.append(tasks.create_task(self._tell_ready(on_ready)))
                 await self._stop.asked.wait()
                 self._is_stopping = True
                 await self._stop_all(tasks)
-                for watch in watches:
-                    watch.cancel()
+                for task in keeping:
+                    task.cancel()
         except* (ConfigurationError, InternalError) as group:
             failure = group.exceptions[0]
         finally:
@@ -87,7 +86,12 @@ class Supervisor:
         if failure is not None:
             raise failure
 
-    async def _keep(self, spec: ChildSpec, on_ready: Callable[[], None] | None) -> None:
+    async def _tell_ready(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+        for served in self._served.values():
+            await served.wait()
+        await on_ready()
+
+    async def _keep(self, spec: ChildSpec) -> None:
         """Keeps one child alive."""
         restarts = Restarts()
         loop = asyncio.get_running_loop()
@@ -97,16 +101,16 @@ class Supervisor:
             try:
                 if await child.wait_ready():
                     ready_at = loop.time()
-                    logger.info("started", child=spec.name, pid=child.process.pid)
-                    if on_ready is not None:
-                        on_ready()
-                        on_ready = None
+                    url = local_url(spec.listener).removesuffix("/v1")
+                    logger.info("started", child=spec.name, pid=child.process.pid, url=url)
+                    self._served[spec.name].set()
                 status = await child.wait()
             finally:
                 child.close_link()
             if self._is_stopping:
                 return
-            if status == EXIT_USAGE:
+            # Later the same status can come of what passes: no memory just now, no network.
+            if status == EXIT_USAGE and not self._served[spec.name].is_set():
                 raise ConfigurationError(f"{spec.name} refused to start; its message is above")
             delay = restarts.next_delay_s(0.0 if ready_at is None else loop.time() - ready_at)
             if delay is None:

@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import structlog
 
 from penstock.app.child import ChildSpec
 from penstock.app.config import Config, child_environment, let_threads_sleep
 from penstock.app.link import ChildLink
+from penstock.app.readiness import wait_served
 from penstock.app.supervisor import Supervisor, local_url
 from penstock.asgi.drain import Drain
 from penstock.asgi.server import StopRequest, bind, serve
 from penstock.asgi.settings import HttpLimits
-from penstock.base.errors import ConfigurationError
+from penstock.base.errors import ConfigurationError, InternalError
 from penstock.engine.settings import EngineSettings
 from penstock.fleet.catalog import build_snapshot
 from penstock.fleet.settings import ReplicaSettings
 from penstock.gateway.app import Gateway
+from penstock.gateway.settings import UpstreamSettings
+from penstock.gateway.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from penstock.engine.service import EngineService
 
 logger = structlog.get_logger(__name__)
 # What the extra `engine` adds and serving a model imports.
@@ -71,36 +79,40 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     from penstock.replica.loading import load_model  # imports torch
 
     stop = StopRequest()
+    loop = asyncio.get_running_loop()
     is_loaded = False
-
-    def on_gone() -> None:
-        if not is_loaded:
-            os._exit(
-                1
-            )  # a thread that reads a checkpoint cannot be interrupted, and there is nothing to drain
-        stop.ask()
-
-    tell_ready = place.tell_ready(on_gone)
-    # In a thread, so that the loop notices meanwhile if the supervisor is gone; signals end the process.
-    model = await asyncio.get_running_loop().run_in_executor(None, load_model, settings, name)
+    # Until it is loaded there is nothing to drain, and a thread that reads files cannot be interrupted.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, os._exit, 128 + number)
+    tell_ready = place.tell_ready(lambda: stop.ask() if is_loaded else os._exit(1))
+    model = await loop.run_in_executor(None, load_model, settings, name)
     is_loaded = True
     stop.listen()
     from penstock.replica.app import Replica
 
     drain = Drain()
-    replica = Replica(model, limits, drain)
+    application = Replica(model, limits, drain).application()
     model.service.start()
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        breakdown = tasks.create_task(_ask_when_stopped(model.service, stop))
         await serve(
-            replica.application(),
+            application,
             place.listener,
             drain,
             stop,
             drain_timeout_s=limits.drain_timeout_s,
             on_listening=tell_ready,
         )
-    finally:
-        await model.service.stop()
+        has_broken = breakdown.done()
+        breakdown.cancel()
+    await model.service.stop()
+    if has_broken:
+        raise InternalError("the engine broke down; its log says why")
+
+
+async def _ask_when_stopped(service: EngineService, stop: StopRequest) -> None:
+    await service.wait_stopped()
+    stop.ask()
 
 
 async def run_gateway(config: Config, place: Place) -> None:
@@ -119,7 +131,7 @@ async def run_gateway(config: Config, place: Place) -> None:
     stop.listen()
     tell_ready = place.tell_ready(stop.ask)
     snapshot = build_snapshot(config.models, created=int(time.time()))
-    gateway = Gateway(snapshot, config.server, config.upstream, drain, on_ready=tell_ready)
+    gateway = Gateway(snapshot, config.server, config.upstream, drain)
     async with gateway.running():
         await serve(
             gateway.application(),
@@ -127,12 +139,15 @@ async def run_gateway(config: Config, place: Place) -> None:
             drain,
             stop,
             drain_timeout_s=config.server.drain_timeout_s,
-            on_listening=lambda: None,
+            on_listening=tell_ready,
         )
 
 
-async def run_up(config: Config, on_ready: Callable[[str], None]) -> None:
-    """Everything on this machine; `on_ready` gets the gateway's address.
+async def run_up(config: Config, on_ready: Callable[[str, list[str]], None]) -> None:
+    """Everything on this machine.
+
+    `on_ready` is called when every model with an engine here can be asked, with the gateway's address and the
+    models that have no ready replica.
 
     Raises:
         ConfigurationError: a port is in use, or a model or setting is refused.
@@ -140,18 +155,35 @@ async def run_up(config: Config, on_ready: Callable[[str], None]) -> None:
     """
     stop = StopRequest()
     listener = bind(config.server.host, config.server.port)
-    address = local_url(listener).removesuffix("/v1")
     engines, resolved = _place_engines(config)
     if engines:
         require_engine()
     environment = child_environment(resolved)
-    gateway = ChildSpec("gateway", ("gateway",), listener, environment)
+    gateway = ChildSpec("gateway", "gateway", (), listener, environment)
     specs = [
-        ChildSpec(name, arguments, socket_, environment) for name, (arguments, socket_) in engines.items()
+        ChildSpec(name, "engine", arguments, socket_, environment)
+        for name, (arguments, socket_) in engines.items()
     ]
     stop.listen()
     supervisor = Supervisor(specs, gateway, config.server.drain_timeout_s, stop)
-    await supervisor.run(lambda: on_ready(address))
+    host, port = reachable_address(listener)
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    local = [
+        name
+        for name, model in config.models.items()
+        if any(replica.engine is not None for replica in model.replicas)
+    ]
+
+    async def announce() -> None:
+        client = Pool(host, port, authority, UpstreamSettings())
+        try:
+            waiting = await wait_served(client, local)
+        finally:
+            client.close()
+        logger.info("serving", address=f"http://{authority}", not_ready=waiting)
+        on_ready(f"http://{authority}", waiting)
+
+    await supervisor.run(announce)
 
 
 _EngineCommand = tuple[tuple[str, ...], socket.socket]
@@ -175,13 +207,19 @@ def _place_engines(config: Config) -> tuple[Mapping[str, _EngineCommand], Config
 
 
 def engine_arguments(settings: EngineSettings, name: str) -> tuple[str, ...]:
-    """The command line of an engine process with these settings."""
+    """What `penstock engine` is given to run with these settings."""
     options = [
         f"--{field.replace('_', '-')}={value}"
         for field, value in settings.model_dump().items()
         if field != "model"
     ]
-    return ("engine", settings.model, f"--name={name}", *options)
+    return (f"--name={name}", *options, "--", settings.model)  # a folder's name may begin with a dash
+
+
+def reachable_address(listener: socket.socket) -> tuple[str, int]:
+    """Host and port at which a client on this machine reaches a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
 
 def inherited_listener(descriptor: int) -> socket.socket:

@@ -21,10 +21,14 @@ from penstock.base.errors import (
     RouteNotFoundError,
 )
 from penstock.protocol.envelope import encode_error
+from penstock.protocol.strict import shown
 
 logger = structlog.get_logger(__name__)
 # Methods that appear in metrics under their own name; clients may send any word.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Of a path, in log lines; clients may send one of many kilobytes.
+MAX_LOGGED_PATH = 200
+_NOT_OURS = "internal error"
 Handler = Callable[[Exchange], Awaitable[None]]
 
 
@@ -104,11 +108,13 @@ class Application:
 
     async def _dispatch(self, exchange: Exchange, pattern: str | None) -> None:
         if pattern is None:
-            raise RouteNotFoundError(f"there is no {exchange.path} here")
+            raise RouteNotFoundError(f"there is no {shown(exchange.path)} here")
         endpoint = self._endpoint(exchange, pattern)
         if endpoint is None:
             methods = " or ".join(self._methods(pattern))
-            raise MethodNotAllowedError(f"{exchange.method} is not allowed on {exchange.path}; use {methods}")
+            raise MethodNotAllowedError(
+                f"{shown(exchange.method)} is not allowed on {shown(exchange.path)}; use {methods}"
+            )
         if endpoint.is_work:
             with self._drain:
                 await endpoint.handler(exchange)
@@ -121,12 +127,16 @@ class Application:
 
     async def _answer_error(self, exchange: Exchange, pattern: str | None, error: Exception) -> None:
         """Answers with the error's envelope, or breaks the connection off if the answer has begun."""
-        known = error if isinstance(error, PenstockError) else InternalError("internal error")
-        fields = {"request_id": exchange.request_id, "path": exchange.path, "code": known.code}
-        if known is error:
-            getattr(logger, known.log_level)("request failed", error=known.message, **fields)
-        else:
-            logger.error("request failed", **fields, exc_info=error)
+        known = error if isinstance(error, PenstockError) else InternalError(_NOT_OURS)
+        if known.log_level in ("warning", "error"):
+            getattr(logger, known.log_level)(
+                "request failed",
+                request_id=exchange.request_id,
+                path=exchange.path[:MAX_LOGGED_PATH],
+                error=known.code,
+                message=known.message,
+                exc_info=None if known is error else error,
+            )
         if isinstance(error, ClientGoneError):
             return
         if exchange.has_started:
@@ -145,9 +155,9 @@ class Application:
         fields = dict(exchange.log_fields)
         code = None if "error" not in fields else str(fields["error"])
         if failure is not None:
-            fields["error"] = code = (
-                failure.code if isinstance(failure, PenstockError) else InternalError.code
-            )
+            known = failure if isinstance(failure, PenstockError) else InternalError(_NOT_OURS)
+            fields |= {"error": known.code, "message": known.message}
+            code = known.code
         status = exchange.status or ClientGoneError.status
         method = exchange.method if exchange.method in METHODS else "other"
         self._on_end(Ended(pattern or "other", method, status, duration_s, code))
@@ -157,7 +167,7 @@ class Application:
                 "request",
                 request_id=exchange.request_id,
                 method=exchange.method,
-                path=exchange.path,
+                path=exchange.path[:MAX_LOGGED_PATH],
                 status=status,
                 duration_ms=round(duration_s * 1e3, 2),
                 **fields,

@@ -88,20 +88,29 @@ class Exchange:
         await self.finish(b"" if self.method == "HEAD" else body)
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Sends status and headers, x-request-id added."""
+        """Sends status and headers, x-request-id added.
+
+        Raises, as all that send: ClientGoneError if the client has left.
+        """
         assert self.status is None, "an exchange has one answer"
         self.status = status
         own = (b"x-request-id", self._request_id.encode())
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
+        await self._deliver({"type": "http.response.start", "status": status, "headers": [*headers, own]})
 
     async def write(self, chunk: bytes) -> None:
         """Sends a part of the body; waits while the client reads too slowly."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._deliver({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def finish(self, chunk: bytes = b"") -> None:
         """Sends the last part of the body."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+        await self._deliver({"type": "http.response.body", "body": chunk, "more_body": False})
         self.is_complete = True
+
+    async def _deliver(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except (RuntimeError, OSError) as error:  # what event loops say of a connection that is closed
+            raise ClientGoneError(f"the answer could not be sent: {error}") from error
 
     async def _next_message(self) -> Message:
         message = await self._receive()

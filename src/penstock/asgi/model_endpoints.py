@@ -10,6 +10,7 @@ from penstock.asgi.application import Endpoint
 from penstock.asgi.exchange import Exchange
 from penstock.base.errors import ModelNotFoundError
 from penstock.protocol.models import Model, ModelList
+from penstock.protocol.strict import shown
 
 MODELS = "/v1/models"
 # A model's name may hold slashes.
@@ -34,6 +35,6 @@ class ModelEndpoints:
         name = exchange.path.removeprefix(MODEL_PREFIX)
         if name not in self._models:
             raise ModelNotFoundError(
-                f"there is no model {name!r} here; there is: {', '.join(self._models)}", param="model"
+                f"there is no model {shown(name)!r} here; there is: {', '.join(self._models)}", param="model"
             )
         await exchange.respond(200, msgspec.json.encode(self._models[name]))

@@ -7,6 +7,7 @@ left is cancelled, sockets are closed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,20 +15,25 @@ from contextlib import contextmanager
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from penstock.asgi.connection import HEAD_TIMEOUT_S, connection_class
 from penstock.asgi.drain import Drain
 from penstock.asgi.types import Receive, Scope, Send
 from penstock.base.errors import ConfigurationError
 
 logger = structlog.get_logger(__name__)
 BACKLOG = 2048
-MAX_HEAD_BYTES = 64 << 10
 # Longer than clients keep idle connections, ours included, so that they close first and no request meets a
 # closing connection.
 KEEP_ALIVE_S = 75
 # After the drain: time for cancelled handlers to clean up, and for bytes in flight to leave.
 CANCEL_GRACE_S = 2
+# What to do about it, and the key to change.
+_BIND_HINTS: dict[int | None, tuple[str, str]] = {
+    errno.EADDRINUSE: (". Stop what uses the port, or choose another with --port", "server.port"),
+    errno.EADDRNOTAVAIL: (". It is no address of this machine; choose one with --host", "server.host"),
+    errno.EACCES: (". Ports below 1024 need special rights; choose another with --port", "server.port"),
+}
 
 
 class StopRequest:
@@ -42,33 +48,12 @@ class StopRequest:
         (self.insisted if self.asked.is_set() else self.asked).set()
 
     def listen(self) -> None:
-        """Makes SIGINT and SIGTERM ask."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Makes SIGINT, SIGTERM and SIGHUP (the terminal was closed) ask."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it must stay ignored
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             asyncio.get_running_loop().add_signal_handler(number, self.ask)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on a request's head, which it would otherwise collect without end."""
-
-    _is_in_head = False
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._is_in_head or self.transport.is_closing():
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head = True
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        self._head_bytes = 0
-        super().on_headers_complete()
 
 
 class _Server(uvicorn.Server):
@@ -112,10 +97,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
+        hint, param = _BIND_HINTS.get(error.errno, ("", "server.port"))
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error.strerror}. "
-            "Stop what uses the port, or choose another with --port",
-            param="server.port",
+            f"cannot listen on {host}:{port}: {error.strerror}{hint}", param=param
         ) from error
     listener.setblocking(False)
     return listener
@@ -129,11 +113,15 @@ async def serve(
     *,
     drain_timeout_s: float,
     on_listening: Callable[[], None],
+    head_timeout_s: float = HEAD_TIMEOUT_S,
 ) -> None:
-    """Serves until `stop` is asked, then drains. Returns when every connection is closed."""
+    """Serves until `stop` is asked, then drains. Returns when every connection is closed.
+
+    A connection that has no whole request head after `head_timeout_s` is closed.
+    """
     config = uvicorn.Config(
         application,
-        http=_Protocol,
+        http=connection_class(head_timeout_s),
         ws="none",
         lifespan="off",
         log_config=None,

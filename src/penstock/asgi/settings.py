@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class HttpLimits(BaseModel):
     """Bounds on what a client may send and how long it may take."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: YAML's true is no number
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_body_bytes: int = Field(32 << 20, ge=1, description="largest request body, bytes; more gets 413")
     body_timeout_s: float = Field(60.0, gt=0, description="time for a request's body to arrive; then 408")

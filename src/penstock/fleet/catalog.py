@@ -53,4 +53,5 @@ def _replica(replica_id: str, settings: ReplicaSettings) -> Replica:
     assert settings.url is not None, "an engine has no url before it is started"
     parts = urlsplit(settings.url)
     assert parts.hostname is not None
-    return Replica(replica_id, parts.hostname, parts.port or 80, _HEALTH_PATHS[settings.kind])
+    host = parts.hostname.encode("idna").decode()  # as it goes into a Host header
+    return Replica(replica_id, host, parts.port or 80, _HEALTH_PATHS[settings.kind])

@@ -26,6 +26,9 @@ class ReplicaSettings(BaseModel):
     def _is_http(cls, url: str | None) -> str | None:
         if url is None:
             return None
+        # Checked before it is taken apart, which drops some of these in silence.
+        if any(character.isspace() or not character.isprintable() for character in url):
+            raise ValueError(f"{url!r} holds a space or a control character")
         parts = urlsplit(url)
         if parts.port == 0:  # reading it also raises ValueError if it is no number or too large
             raise ValueError(f"{url!r} has port 0, where nothing can listen")
@@ -35,6 +38,10 @@ class ReplicaSettings(BaseModel):
             raise ValueError(
                 f"{url!r} is not a URL such as http://host:8000/v1 (TLS upstreams are not built yet)"
             )
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError as error:
+            raise ValueError(f"{parts.hostname!r} is not a host's name: {error}") from error
         if parts.path.rstrip("/") != "/v1" or parts.query or parts.fragment:
             raise ValueError(f"{url!r} must end with /v1, the API's root")
         return url.rstrip("/")

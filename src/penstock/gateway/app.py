@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -22,6 +22,9 @@ from penstock.gateway.upstream.pool import Pool
 from penstock.observe import metrics as observe
 from penstock.observe import names
 
+# A gateway that starts in front of healthy replicas knows them before its first request, and one whose
+# replicas do not answer does not wait for them.
+FIRST_CHECKS_S = 1.0
 RELAYED_PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -34,9 +37,7 @@ class Gateway:
         limits: HttpLimits,
         upstream: UpstreamSettings,
         drain: Drain,
-        on_ready: Callable[[], None],
     ) -> None:
-        """`on_ready` is called once, when every model first has a ready replica."""
         self._snapshot = snapshot
         self._upstream = upstream
         self._drain = drain
@@ -45,7 +46,7 @@ class Gateway:
             for replicas in snapshot.replicas.values()
             for replica in replicas
         }
-        self._board = HealthBoard(snapshot, on_ready)
+        self._board = HealthBoard(snapshot)
         self._relay = Relay(snapshot, self._pools, self._board, limits)
         self._probes = Probes("gateway", drain, self._read_state)
 
@@ -63,11 +64,15 @@ class Gateway:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Watches the replicas while the block runs; then closes every connection."""
+    async def running(self, first_checks_s: float = FIRST_CHECKS_S) -> AsyncIterator[None]:
+        """Watches the replicas while the block runs; then closes every connection.
+
+        The block begins when every replica was checked once, after `first_checks_s` at the latest.
+        """
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch(self._snapshot, self._pools, self._board, self._upstream))
             try:
+                await self._board.wait_known(first_checks_s)
                 yield
             finally:
                 watching.cancel()
@@ -75,12 +80,15 @@ class Gateway:
                     pool.close()
 
     async def _ready(self, exchange: Exchange) -> None:
-        """200 if every model has a ready replica and no shutdown has begun; the body says which have."""
+        """200 if some model has a ready replica and no shutdown has begun; the body says which have."""
         states = self._board.states()
-        is_ready = self._board.all_ready and not self._drain.is_draining
-        word = "draining" if self._drain.is_draining else "ready" if is_ready else "not ready"
+        are_served = [any(replicas.values()) for replicas in states.values()]
+        if self._drain.is_draining:
+            word = "draining"
+        else:
+            word = "ready" if all(are_served) else "partly ready" if any(are_served) else "not ready"
         body = msgspec.json.encode({"status": word, "replicas": states})
-        await exchange.respond(200 if is_ready else 503, body)
+        await exchange.respond(200 if word in ("ready", "partly ready") else 503, body)
 
     def _read_state(self) -> Iterator[observe.Reading]:
         yield names.UPSTREAM_CONNECTIONS, ("busy",), sum(pool.num_busy for pool in self._pools.values())

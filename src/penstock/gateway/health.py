@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import structlog
 
@@ -18,24 +18,28 @@ logger = structlog.get_logger(__name__)
 class HealthBoard:
     """The last known state of every replica; unknown is not ready."""
 
-    def __init__(self, snapshot: Snapshot, on_all_ready: Callable[[], None]) -> None:
-        """`on_all_ready` is called once, when every model first has a ready replica."""
+    def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._on_all_ready: Callable[[], None] | None = on_all_ready
         self._is_ready: dict[str, bool] = {}
+        self._num_replicas = sum(map(len, snapshot.replicas.values()))
+        self._all_known = asyncio.Event()
 
     def is_ready(self, replica: Replica) -> bool:
-        """True if the replica answered its last health check."""
+        """True if the replica answered its last health check and could be connected to since."""
         return self._is_ready.get(replica.id, False)
 
     def ready(self, model: str) -> list[Replica]:
         """The model's ready replicas."""
         return [replica for replica in self._snapshot.replicas[model] if self.is_ready(replica)]
 
-    @property
-    def all_ready(self) -> bool:
-        """True if every model has a ready replica."""
-        return all(map(self.ready, self._snapshot.replicas))
+    async def wait_known(self, timeout_s: float) -> bool:
+        """Waits until every replica was checked once; False if `timeout_s` seconds passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_known.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def states(self) -> dict[str, dict[str, bool]]:
         """Readiness by model and replica."""
@@ -45,13 +49,12 @@ class HealthBoard:
         }
 
     def set_ready(self, replica: Replica, is_ready: bool) -> None:
-        """Records a check; logs changes."""
+        """Records what a check, or a failed attempt to connect, said of a replica; logs changes."""
         if self._is_ready.get(replica.id) != is_ready:
             logger.info("replica ready" if is_ready else "replica not ready", replica=replica.id)
         self._is_ready[replica.id] = is_ready
-        if self._on_all_ready is not None and self.all_ready:
-            self._on_all_ready()
-            self._on_all_ready = None
+        if len(self._is_ready) == self._num_replicas:
+            self._all_known.set()
 
 
 async def watch(

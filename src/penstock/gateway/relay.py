@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from itertools import count
 
 import msgspec
+import structlog
 
 from penstock.asgi.exchange import Exchange, unless_gone
 from penstock.asgi.settings import HttpLimits
@@ -12,6 +14,8 @@ from penstock.base.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     NotReadyError,
+    PenstockError,
+    UpstreamConnectError,
     UpstreamError,
 )
 from penstock.fleet.catalog import Replica, Snapshot
@@ -19,7 +23,10 @@ from penstock.gateway.health import HealthBoard
 from penstock.gateway.upstream.pool import Answer, Call, Pool
 from penstock.protocol import sse
 from penstock.protocol.envelope import encode_error
-from penstock.protocol.strict import explain
+from penstock.protocol.generation import Name
+from penstock.protocol.strict import NOT_JSON, explain, shown
+
+logger = structlog.get_logger(__name__)
 
 RETRY_AFTER_S = 2
 
@@ -40,7 +47,7 @@ _TAIL_BYTES = len(sse.DONE) + 2
 class _Routing(msgspec.Struct, frozen=True):
     """All the gateway reads of a body; the replica reads the rest."""
 
-    model: str
+    model: Name
 
 
 _ROUTING = msgspec.json.Decoder(_Routing)
@@ -56,40 +63,62 @@ class Relay:
         self._pools = pools
         self._board = board
         self._limits = limits
+        self._turn = count()
 
     async def handle(self, exchange: Exchange) -> None:
         """Answers one exchange.
 
         Raises:
             ClientError: the body cannot be read or names no model of ours.
-            NotReadyError: no replica of the model is ready.
-            UpstreamError: the replica failed before its answer began.
+            CapacityError: no replica of the model is ready, or it has no free connection.
+            UpstreamError: the replica failed before its answer began, or none could be connected to.
         """
         body = await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
         model = read_model(body)
         await unless_gone(exchange, self._call(exchange, model, body))
 
-    def _route(self, model: str) -> Replica:
-        """The ready replica with the fewest requests in flight."""
+    def _route(self, model: str, tried: Set[str]) -> Replica | None:
+        """The ready replica with the fewest requests in flight, each in turn among equals.
+
+        None if none is left beside those that were `tried`.
+        """
         if model not in self._snapshot.replicas:
             raise ModelNotFoundError(
-                f"there is no model {model!r} here; there is: {', '.join(sorted(self._snapshot.replicas))}",
+                f"there is no model {shown(model)!r} here; "
+                f"there is: {', '.join(sorted(self._snapshot.replicas))}",
                 param="model",
             )
-        ready = self._board.ready(model)
+        ready = [replica for replica in self._board.ready(model) if replica.id not in tried]
         if not ready:
-            raise NotReadyError(
-                f"no replica of {model!r} is ready; try again later", retry_after_s=RETRY_AFTER_S
-            )
-        return min(ready, key=lambda replica: self._pools[replica.id].num_busy)
+            return None
+        first = next(self._turn) % len(ready)
+        in_turn = ready[first:] + ready[:first]
+        return min(in_turn, key=lambda replica: self._pools[replica.id].num_busy)
 
     async def _call(self, exchange: Exchange, model: str, body: bytes) -> None:
+        """Asks one replica after the other until one can be connected to; what was sent stays with it."""
         headers = [(name, value) for name, value in exchange.headers.items() if name in _REQUEST_HEADERS]
         headers.append((b"x-request-id", exchange.request_id.encode()))
         call = Call(exchange.method, exchange.path, headers, body)
+        tried: set[str] = set()
+        failure: PenstockError = NotReadyError(
+            f"no replica of {shown(model)!r} is ready; try again later", retry_after_s=RETRY_AFTER_S
+        )
         # Nothing is awaited between choosing a replica and counting on it, or a burst would go to one.
-        replica = self._route(model)
-        exchange.log_fields |= {"model": model, "replica": replica.id}
+        while (replica := self._route(model, tried)) is not None:
+            exchange.log_fields |= {"model": model, "replica": replica.id}
+            try:
+                await self._relay(exchange, replica, call)
+                return
+            except UpstreamConnectError as error:
+                # Others must not run into it too, and with no request in flight it would look the least busy.
+                self._board.set_ready(replica, False)
+                logger.warning("replica unreachable", replica=replica.id, error=error.message)
+                tried.add(replica.id)
+                failure = error
+        raise failure
+
+    async def _relay(self, exchange: Exchange, replica: Replica, call: Call) -> None:
         async with self._pools[replica.id].request(call) as answer:
             await exchange.start(answer.status, _end_to_end(answer.headers))
             await _relay_body(exchange, answer)
@@ -120,7 +149,7 @@ async def _relay_body(exchange: Exchange, answer: Answer) -> None:
         if tail.rstrip().endswith(sse.DONE.rstrip()):
             await exchange.finish()  # the answer was whole; nothing may follow its last event
             return
-        exchange.log_fields["error"] = error.code
+        exchange.log_fields |= {"error": error.code, "message": error.message}
         await exchange.finish(sse.encode_event(encode_error(error)))
         return
     await exchange.finish()
@@ -138,11 +167,11 @@ def read_model(body: bytes) -> str:
     """The model a request names.
 
     Raises:
-        InvalidRequestError: the body is no JSON object or its `model` is missing or no string.
+        InvalidRequestError: the body is no JSON object or its `model` is missing, too long or no string.
     """
     try:
         return _ROUTING.decode(body).model
     except msgspec.ValidationError as error:
         raise explain(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class UpstreamSettings(BaseModel):
     """How the gateway talks to replicas. Times are in seconds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: YAML's true is no number
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     connect_timeout_s: float = Field(5.0, gt=0, description="time to open a connection")
     first_byte_timeout_s: float = Field(

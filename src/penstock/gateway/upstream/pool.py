@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from penstock.base.errors import (
-    NotReadyError,
+    CapacityError,
     UpstreamConnectError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
@@ -22,6 +22,9 @@ from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.connection import Connection
 
 RETRY_AFTER_S = 1
+# A kept connection that was closed while idle fails within a round trip of being used. One that lives longer
+# carried the request to the replica, which may be working on it: a second time would be billed twice.
+REPLAY_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,19 @@ class Answer:
 class Pool:
     """Connections to one address, for one event loop."""
 
-    def __init__(self, host: str, port: int, authority: str, settings: UpstreamSettings) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        authority: str,
+        settings: UpstreamSettings,
+        replay_within_s: float = REPLAY_WITHIN_S,
+    ) -> None:
         self.host = host
         self.port = port
         self.authority = authority
         self._settings = settings
+        self._replay_within_s = replay_within_s
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._num_opening = 0
@@ -94,22 +105,25 @@ class Pool:
     async def request(self, call: Call) -> AsyncIterator[Answer]:
         """Sends a call and gives its answer, head read, body to be read.
 
-        A kept-alive connection that the replica closed before one byte of answer is replaced once: the
-        replica has then not begun.
+        A kept-alive connection that is lost at once, before one byte of answer, was closed while idle: it is
+        replaced and the request sent again, once. Nothing else is ever sent twice.
 
         Raises:
-            NotReadyError: all connections are in use.
+            CapacityError: all connections are in use.
             UpstreamConnectError, UpstreamProtocolError, UpstreamTimeoutError: the replica failed.
         """
         connection = self._take_idle()
         is_fresh = connection is None
         if connection is None:
             connection = await self._open()
+        now = asyncio.get_running_loop().time
+        sent_at = now()
         try:
             try:
                 answer = await self._exchange(connection, call)
             except UpstreamProtocolError:
-                if is_fresh or connection.has_received:
+                is_late = now() - sent_at >= self._replay_within_s
+                if is_fresh or is_late or connection.has_received:
                     raise
                 self._release(connection)
                 connection = await self._open()
@@ -148,7 +162,7 @@ class Pool:
 
     async def _open(self) -> Connection:
         if self.num_busy >= self._settings.max_connections:
-            raise NotReadyError(
+            raise CapacityError(
                 f"all {self._settings.max_connections} connections to the replica are in use",
                 retry_after_s=RETRY_AFTER_S,
             )
@@ -163,8 +177,9 @@ class Pool:
             raise UpstreamConnectError(
                 f"the replica did not accept a connection within {limit:g} s"
             ) from error
-        except OSError as error:
-            raise UpstreamConnectError(f"cannot connect to the replica: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: not even the form of a host's name
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise UpstreamConnectError(f"cannot connect to the replica: {reason or error}") from error
         finally:
             self._num_opening -= 1
         self._busy.add(connection)
