@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from typer.testing import CliRunner
 
 from penstock.app.main import app, engine
@@ -70,8 +71,8 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
     name, *options, end, model = engine_arguments(settings, "org/a name")
     assert (model, name, end) == (str(tmp_path), "--name=org/a name", "--")
     read = dict(option.removeprefix("--").split("=", 1) for option in options)
-    given = {key.replace("-", "_"): value for key, value in read.items()}
-    assert EngineSettings(model=model, **given) == settings  # type: ignore[arg-type]
+    given = {key.replace("-", "_"): yaml.safe_load(value) for key, value in read.items()}
+    assert EngineSettings(model=model, **given) == settings
     default = EngineSettings().model_dump()
     assert all(value != default[key] for key, value in settings.model_dump().items())
 

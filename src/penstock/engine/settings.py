@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class EngineSettings(BaseModel):
     """One engine process. Sizes of 0 mean: choose from the model and the machine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: YAML's true is no number
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: str = Field("builtin:tiny", description="builtin:tiny, a folder, or a Hugging Face id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -87,7 +87,7 @@ async def _stream(
         await writer.fail(error)
         if not isinstance(error, PenstockError):
             raise  # a defect: the application logs it with its traceback
-        exchange.log_fields["error"] = error.code
+        exchange.log_fields |= {"error": error.code, "message": error.message}
 
 
 class _EventWriter:
