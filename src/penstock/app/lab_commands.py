@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +76,7 @@ def evaluate_command(
 def tiny(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training log.")],
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps than the default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps in all, every phase in proportion.")] = None,
 ) -> None:
     """Train the built-in model again, from data generated from the seed. Ctrl-C keeps what is there.
 
@@ -87,7 +86,7 @@ def tiny(
     from penstock.lab.pretrain import TrainSettings, train_tiny
 
     settings = TrainSettings(seed=seed)
-    train_tiny(settings if steps is None else replace(settings, steps=steps), out, Console())
+    train_tiny(settings if steps is None else settings.scaled_to(steps), out, Console())
     typer.echo(f"{out} holds the checkpoint; score it with: penstock eval {out}")
 
 
