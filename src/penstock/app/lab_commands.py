@@ -76,7 +76,9 @@ def evaluate_command(
 def tiny(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training log.")],
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps in all, every phase in proportion.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps in all; the phases keep their proportions.")
+    ] = None,
 ) -> None:
     """Train the built-in model again, from data generated from the seed. Ctrl-C keeps what is there.
 
