@@ -97,4 +97,5 @@ def test_every_python_block_runs(address: str) -> None:
     assert found
     for _, code in found:
         code = code.replace(ADDRESS, address)
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+        assert done.stdout.decode().strip() == "milk, bread, apple"

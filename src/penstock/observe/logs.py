@@ -25,6 +25,7 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"], role: str)
             colors=sys.stderr.isatty(),
             pad_event_to=0,
             repr_native_str=True,
+            sort_keys=False,
             exception_formatter=structlog.dev.plain_traceback,
         )
     else:
