@@ -26,8 +26,9 @@ class ReferenceAttention:
         self.spec = spec
         self.scale = spec.head_dim**-0.5
         shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        # Not filled: only written slots are ever read, and untouched memory costs nothing until it is used.
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
 
     def bind(self, batch: Batch) -> Attend:
         """See the contract."""
