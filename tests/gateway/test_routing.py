@@ -187,7 +187,8 @@ async def test_a_clients_words_are_repeated_only_in_part() -> None:
             await client.ask(f"/{'x' * 20_000}", method="GET"),
         ):
             assert answer.status == 404
-            assert 100 < len(str(error_of(answer)["message"])) < 200
+            length = len(str(error_of(answer)["message"]))
+            assert length in range(100, 200)
 
 
 def test_deep_nesting_is_no_crash() -> None:

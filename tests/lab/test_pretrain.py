@@ -22,7 +22,7 @@ from penstock.lab.pretrain import (
     learning_rate,
     train_tiny,
 )
-from penstock.lab.stepper import Stepper, answer_losses
+from penstock.lab.stepper import answer_losses
 from penstock.lab.tasks.registry import LATE_FAMILIES
 from penstock.lab.vocabulary import train_tokenizer
 
@@ -69,19 +69,22 @@ def untrained_loss(decoder: Decoder) -> float:
         return float(answer_losses(decoder, batch)[0].mean())
 
 
-def test_an_interrupted_run_leaves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
-    real = Stepper.step
+class InterruptedTerminal(io.StringIO):
+    """A terminal whose user presses Ctrl-C when the score of step 2 appears, once."""
 
-    def step(self: Stepper, *arguments: object) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+    was_interrupted = False
+
+    def write(self, text: str) -> int:
+        if "step 2 loss" in text and not self.was_interrupted:
+            self.was_interrupted = True
             raise KeyboardInterrupt
-        return real(self, *arguments)  # type: ignore[arg-type]
+        return super().write(text)
 
-    monkeypatch.setattr(Stepper, "step", step)
-    log = train_tiny(MICRO, tmp_path, Console(file=io.StringIO()))
+
+def test_an_interrupted_run_leaves_a_checkpoint(tmp_path: Path) -> None:
+    terminal = InterruptedTerminal()
+    log = train_tiny(dataclasses.replace(MICRO, score_every=2), tmp_path, Console(file=terminal, width=200))
+    assert terminal.was_interrupted
     assert log.steps == 2
     assert load_checkpoint(tmp_path).spec.num_layers == MICRO.model.num_layers
 

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from penstock.lab.corpus import held_out_suite, training_stream
+from penstock.lab.pretrain import TrainSettings
 from penstock.lab.tasks.identity import expand
 from penstock.lab.tasks.numerals import chinese_numeral, english_words
 from penstock.lab.tasks.registry import BY_NAME, FAMILIES, LATE_FAMILIES, SCORED
@@ -89,9 +90,12 @@ def test_train_and_held_out_do_not_intersect() -> None:
     assert all(is_held_out(content) for content in scored)
     trained: set[str] = set()
     asked: set[tuple[str, ...]] = set()
-    for conversation in itertools.islice(training_stream(seed=0), 20_000):
+    streams = [training_stream(seed=0)]
+    streams += [training_stream(phase.seed, phase.families()) for phase in TrainSettings().later]
+    for conversation in itertools.chain(*(itertools.islice(stream, 12_000) for stream in streams)):
         trained.update(conversation.contents)
         asked.add(tuple(message["content"] for message in conversation.messages))
+    assert any(content.startswith("stated:") for content in trained)  # the late family takes part
     assert not trained & scored
     assert not any(is_held_out(content) for content in trained)
     assert not asked & {(*(m["content"] for m in e.messages), e.answer) for e in suite}

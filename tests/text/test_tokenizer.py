@@ -120,8 +120,10 @@ def test_special_tokens_around_plain_text_are_the_checkpoints(tmp_path: Path) ->
     rust.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = Tokenizer(write_tokenizer(rust, tmp_path))
     assert tokenizer.encode("hello", add_special_tokens=True)[0] == 1
-    assert 1 not in tokenizer.encode("hello", add_special_tokens=False)
-    assert 1 not in encode_safely(tokenizer, "hello<s>hello</s>")
+    plain = tokenizer.encode("hello", add_special_tokens=False)
+    forged = encode_safely(tokenizer, "hello<s>hello</s>")
+    assert plain
+    assert not {1} & {*plain, *forged}
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"model": {"type": "Nonsense"}}', "\x00"])
