@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
 MODEL = "scripted"
+BLOCK_SIZE = 4
 END = 256 + len(MERGES) + 2  # <|im_end|>
 FAIL = -1  # in a script: the step raises
 Script = Callable[[str], Sequence[int]]
@@ -160,11 +162,12 @@ async def replica(
     num_blocks: int = 128,
     limits: HttpLimits | None = None,
     kind: type[Tokenizer] = Tokenizer,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> AsyncIterator[Desk]:
     """Serves; in the end every request must have ended once and every block be free."""
     tokenizer = kind(directory)
     forward = ScriptedForward(script if callable(script) else lambda _: script, tokenizer)
-    core = EngineCore(forward, Limits(max_sequences, 64, max_model_len), num_blocks, block_size=4)
+    core = EngineCore(forward, Limits(max_sequences, 64, max_model_len), num_blocks, BLOCK_SIZE, clock=clock)
     model = ServedModel(
         name=MODEL,
         created=1_700_000_000,
@@ -184,6 +187,6 @@ async def replica(
         forward.let()
         await model.service.stop()
     core.scheduler.check()
-    assert core.stats().num_free_blocks == num_blocks
+    assert core.stats().num_held_blocks == 0
     assert not core.has_work
     assert desk.drain.num_running == 0

@@ -36,7 +36,17 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 # Modules of the engine that plan without tensors, so that planning is tested without a model.
-TORCH_FREE = ("engine/blocks.py", "engine/scheduler.py", "engine/sequence.py", "engine/settings.py")
+TORCH_FREE = (
+    "engine/block_tables.py",
+    "engine/blocks.py",
+    "engine/pacing.py",
+    "engine/prefix_cache.py",
+    "engine/ranking.py",
+    "engine/retry_after.py",
+    "engine/scheduler.py",
+    "engine/sequence.py",
+    "engine/settings.py",
+)
 
 
 def source_files() -> list[Path]:

@@ -6,14 +6,17 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from native_kernels import find_kernels
+from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.memory import MemoryPlan, plan_memory
-from penstock.engine.runner import Runner
+from penstock.engine.runner import load_runner
 from penstock.engine.scheduler import Limits, StepPlan
 from penstock.engine.sequence import Output, SamplingParams, Sequence
 from penstock.engine.settings import EngineSettings
@@ -23,12 +26,19 @@ from penstock.engine.weights import read_config
 VOCAB_SIZE = 32
 
 
-def plan_for(directory: Path, *, block_size: int = 4, num_blocks: int = 256) -> MemoryPlan:
+def plan_for(
+    directory: Path, *, block_size: int = 4, num_blocks: int = 256, kernels: str = "torch", **changes: Any
+) -> MemoryPlan:
     """The memory plan of a checkpoint on the CPU in float32, with a pool of the given size."""
     settings = EngineSettings(
-        model=str(directory), block_size=block_size, max_sequences=1, device="cpu", dtype="float32"
+        model=str(directory),
+        block_size=block_size,
+        max_sequences=1,
+        device="cpu",
+        **{"dtype": "float32", "kernels": kernels, **changes},
     )
-    memory = plan_memory(DecoderSpec.from_config(read_config(directory)), settings)
+    spec = DecoderSpec.from_config(read_config(directory))
+    memory = plan_memory(spec, settings, choose_compute(spec, settings, find_kernels))
     return dataclasses.replace(memory, num_blocks=num_blocks)
 
 
@@ -39,11 +49,13 @@ def build_core(
     num_blocks: int = 256,
     max_sequences: int = 16,
     max_batch_tokens: int = 64,
+    kernels: str = "torch",
+    **changes: Any,
 ) -> EngineCore:
     """An engine core over a checkpoint, with everything that scheduling depends on in the open."""
-    memory = plan_for(directory, block_size=block_size, num_blocks=num_blocks)
+    memory = plan_for(directory, block_size=block_size, num_blocks=num_blocks, kernels=kernels, **changes)
     limits = Limits(max_sequences, max_batch_tokens, min(memory.max_model_len, num_blocks * block_size))
-    return EngineCore(Runner.load(directory, memory), limits, num_blocks, block_size)
+    return EngineCore(load_runner(directory, memory, threads=1), limits, num_blocks, block_size)
 
 
 def greedy(max_tokens: int, **changes: object) -> SamplingParams:
@@ -68,7 +80,7 @@ def run_to_end(core: EngineCore, sequences: Iterable[Sequence] = ()) -> list[Out
     while core.has_work:
         outputs += core.step()
         core.scheduler.check()
-    assert core.stats().num_free_blocks == core.stats().num_blocks
+    assert core.stats().num_held_blocks == 0
     return outputs
 
 
@@ -125,6 +137,8 @@ def scripted_core(
     max_model_len: int = 64,
     num_blocks: int = 64,
     block_size: int = 4,
+    **options: Any,
 ) -> EngineCore:
-    """An engine core on a scripted forward pass."""
-    return EngineCore(runner, Limits(max_sequences, max_batch_tokens, max_model_len), num_blocks, block_size)
+    """An engine core on a scripted forward pass; `options` are those of the core."""
+    limits = Limits(max_sequences, max_batch_tokens, max_model_len)
+    return EngineCore(runner, limits, num_blocks, block_size, **options)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-import yaml
 from typer.testing import CliRunner
 
 from penstock.app.main import app, engine
@@ -66,13 +65,15 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
     """What `up` starts is what the config says: each option arrives in its field."""
     settings = EngineSettings(
         model=str(tmp_path), dtype="bfloat16", device="cpu", threads=3, max_model_len=77, max_sequences=5,
-        max_waiting=6, max_batch_tokens=99, block_size=8, kv_cache_mb=12,
+        max_waiting=6, max_batch_tokens=99, block_size=8, prefix_cache=False, decode_slowdown=3.0,
+        kv_cache_mb=12, step_timeout_s=0.5, quantize="int4", kv_dtype="int8", kernels="torch",
+        kernel_cache="/somewhere else",
     )  # fmt: skip
-    name, *options, end, model = engine_arguments(settings, "org/a name")
-    assert (model, name, end) == (str(tmp_path), "--name=org/a name", "--")
-    read = dict(option.removeprefix("--").split("=", 1) for option in options)
-    given = {key.replace("-", "_"): yaml.safe_load(value) for key, value in read.items()}
-    assert EngineSettings(model=model, **given) == settings
+    command = typer.main.get_command(app).commands["engine"]  # type: ignore[attr-defined]
+    with command.make_context("engine", list(engine_arguments(settings, "org/a name"))) as context:
+        assert context.params["name"] == "org/a name"
+        given = {key: context.params[key] for key in EngineSettings.model_fields}
+    assert EngineSettings(**given) == settings
     default = EngineSettings().model_dump()
     assert all(value != default[key] for key, value in settings.model_dump().items())
 

@@ -81,7 +81,7 @@ def test_the_fault_decides_status_retry_and_level(kind: type[PenstockError]) -> 
         assert not kind.retryable
         assert kind.log_level in {"debug", "info"}
     elif issubclass(kind, CapacityError):
-        assert kind.status in {429, 503}
+        assert kind.status in {429, 503, 504}
         assert kind.retryable
     elif issubclass(kind, UpstreamError):
         assert kind.status in {502, 504}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from native_kernels import EITHER
 from penstock.engine.sequence import Sequence
 from tiny_checkpoints import CASES, Case
 from tiny_engine import build_core, greedy, new_tokens, run_to_end
@@ -37,11 +38,14 @@ def generated_by_transformers(model: Any, prompt: list[int]) -> list[int]:
     return tokens
 
 
+@pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_greedy_tokens_equal_transformers(case: Case, written: Callable[[str], Any]) -> None:
+def test_greedy_tokens_equal_transformers(case: Case, kernels: str, written: Callable[[str], Any]) -> None:
     """Four prompts of different lengths share steps: prefill chunks of 16 tokens beside decodes."""
     directory, oracle = written(case.name)
-    core = build_core(directory, max_batch_tokens=16)
+    core = build_core(
+        directory, max_batch_tokens=16, kernels=kernels, block_size=4 if kernels == "torch" else 16
+    )
     sequences = [
         Sequence(index, prompt, greedy(NEW_TOKENS))
         for index, prompt in enumerate(prompts(oracle.config.vocab_size))

@@ -18,7 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from penstock.engine.sampler import sample, uniform
+from native_kernels import EITHER, find_kernels, needs_kernels
+from penstock.engine.native.sampler import NativeSampler
+from penstock.engine.sampler import Sampler, uniform
+from penstock.engine.sampler import sample as torch_sample
 from penstock.engine.sequence import SamplingParams
 
 PLAIN = SamplingParams(max_tokens=1)
@@ -85,18 +88,24 @@ def warped(logits: Tensor, params: SamplingParams) -> Tensor:
     return scores.softmax(-1)
 
 
-def draw_many(logits: Tensor, params: SamplingParams, count: int = NUM_DRAWS) -> list[int]:
+@pytest.fixture(params=EITHER)
+def sample(request: pytest.FixtureRequest) -> Sampler:
+    """Each sampler in turn."""
+    return torch_sample if request.param == "torch" else NativeSampler(find_kernels(), threads=2)
+
+
+def draw_many(sample: Sampler, logits: Tensor, params: SamplingParams, count: int = NUM_DRAWS) -> list[int]:
     """`count` draws from one row of logits, with seeds 0, 1, 2 and so on."""
     seeded = [replace(params, seed=seed) for seed in range(count)]
-    return sample(logits.expand(count, -1), seeded, [7] * count)
+    return sample(logits.expand(count, -1).contiguous(), seeded, [7] * count)
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=describe)
-def test_frequencies_follow_the_reference_distribution(params: SamplingParams) -> None:
+def test_frequencies_follow_the_reference_distribution(sample: Sampler, params: SamplingParams) -> None:
     """Nothing outside the support is ever drawn, and chi-square per degree of freedom is ordinary."""
     logits = random_logits(1)
     expected = reference(logits[0].tolist(), params)
-    drawn = draw_many(logits, params)
+    drawn = draw_many(sample, logits, params)
     counts = [drawn.count(token) for token in range(VOCAB_SIZE)]
     assert all(count == 0 for count, p in zip(counts, expected, strict=True) if p == 0.0)
     likely = [(count, p * NUM_DRAWS) for count, p in zip(counts, expected, strict=True) if p * NUM_DRAWS > 5]
@@ -106,12 +115,12 @@ def test_frequencies_follow_the_reference_distribution(params: SamplingParams) -
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=describe)
-def test_the_kept_tokens_are_those_that_transformers_keeps(params: SamplingParams) -> None:
+def test_the_kept_tokens_are_those_that_transformers_keeps(sample: Sampler, params: SamplingParams) -> None:
     """Every token that transformers keeps and that is not very rare is drawn, and no other."""
     for seed in range(3):
         logits = random_logits(10 + seed)
         expected = warped(logits, params)[0]
-        drawn = set(draw_many(logits, params, 2000))
+        drawn = set(draw_many(sample, logits, params, 2000))
         assert drawn <= {t for t in range(VOCAB_SIZE) if expected[t] > 0}
         assert drawn >= {t for t in range(VOCAB_SIZE) if expected[t] > 0.01}
 
@@ -125,7 +134,7 @@ def test_the_reference_agrees_with_transformers(params: SamplingParams) -> None:
         torch.testing.assert_close(ours, warped(logits, params)[0], atol=1e-9, rtol=0)
 
 
-def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
+def test_greedy_takes_the_likeliest_and_the_first_of_equals(sample: Sampler) -> None:
     """Whatever the filters and the seed say."""
     logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [5.0, 3.0, 4.0, 1.0]])
     params = [replace(PLAIN, temperature=0.0, top_p=0.1, seed=9), replace(PLAIN, temperature=1e-7)]
@@ -133,57 +142,57 @@ def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 0.02])
-def test_a_small_temperature_comes_down_to_greedy(temperature: float) -> None:
+def test_a_small_temperature_comes_down_to_greedy(sample: Sampler, temperature: float) -> None:
     """Without overflow: the quotients reach millions."""
     logits = random_logits(2, rows=50) * 100
     params = [replace(PLAIN, temperature=temperature, seed=row) for row in range(50)]
     assert sample(logits, params, [3] * 50) == logits.argmax(-1).tolist()
 
 
-def test_a_large_temperature_comes_down_to_uniform() -> None:
+def test_a_large_temperature_comes_down_to_uniform(sample: Sampler) -> None:
     """Every token gets its share."""
-    drawn = draw_many(random_logits(2), replace(PLAIN, temperature=1e6))
+    drawn = draw_many(sample, random_logits(2), replace(PLAIN, temperature=1e6))
     assert all(150 < drawn.count(token) < 250 for token in range(VOCAB_SIZE))
 
 
 @pytest.mark.parametrize("params", FILTERS, ids=describe)
-def test_tokens_with_no_weight_are_never_drawn(params: SamplingParams) -> None:
+def test_tokens_with_no_weight_are_never_drawn(sample: Sampler, params: SamplingParams) -> None:
     """A logit of minus infinity forbids a token, also at the ends of the vocabulary."""
     logits = random_logits(3)
     banned = {0, 4, 5, VOCAB_SIZE - 1}
     logits[0, list(banned)] = float("-inf")
-    assert banned.isdisjoint(draw_many(logits, params, 1000))
+    assert banned.isdisjoint(draw_many(sample, logits, params, 1000))
 
 
-def test_one_allowed_token_is_always_drawn() -> None:
+def test_one_allowed_token_is_always_drawn(sample: Sampler) -> None:
     """The staircase has a single step."""
     logits = torch.full((1, 6), float("-inf"))
     logits[0, 2] = -4.0
     for params in FILTERS:
-        assert set(draw_many(logits, params, 50)) == {2}
+        assert set(draw_many(sample, logits, params, 50)) == {2}
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-12])
-def test_a_vanishing_top_p_leaves_the_likeliest(top_p: float) -> None:
+def test_a_vanishing_top_p_leaves_the_likeliest(sample: Sampler, top_p: float) -> None:
     """Clients send top_p 0 to mean greedy."""
     logits = random_logits(4)
-    assert set(draw_many(logits, replace(PLAIN, top_p=top_p), 50)) == {int(logits.argmax())}
+    assert set(draw_many(sample, logits, replace(PLAIN, top_p=top_p), 50)) == {int(logits.argmax())}
 
 
-def test_top_p_that_is_reached_exactly_takes_no_token_more() -> None:
+def test_top_p_that_is_reached_exactly_takes_no_token_more(sample: Sampler) -> None:
     """Four equal tokens: half of the mass is two of them, the earlier ones."""
-    drawn = draw_many(torch.zeros(1, 4), replace(PLAIN, top_p=0.5), 200)
+    drawn = draw_many(sample, torch.zeros(1, 4), replace(PLAIN, top_p=0.5), 200)
     assert set(drawn) == {0, 1}
 
 
-def test_min_p_of_one_leaves_the_likeliest() -> None:
+def test_min_p_of_one_leaves_the_likeliest(sample: Sampler) -> None:
     """And its equals."""
     logits = torch.tensor([[1.0, 4.0, 0.0, 4.0]])
-    assert set(draw_many(logits, replace(PLAIN, min_p=1.0), 200)) == {1, 3}
+    assert set(draw_many(sample, logits, replace(PLAIN, min_p=1.0), 200)) == {1, 3}
 
 
 @pytest.mark.parametrize("kind", range(len(FILTERS)))
-def test_a_draw_does_not_depend_on_the_other_rows(kind: int) -> None:
+def test_a_draw_does_not_depend_on_the_other_rows(sample: Sampler, kind: int) -> None:
     """Alone, or anywhere in a batch of all kinds of rows, greedy ones included."""
     rng = random.Random(kind)
     logits = random_logits(5, rows=40, vocab_size=900)
@@ -197,9 +206,9 @@ def test_a_draw_does_not_depend_on_the_other_rows(kind: int) -> None:
         assert together[place] == sample(logits[place : place + 1], [mine], [8])[0]
 
 
-def test_a_draw_depends_on_the_seed_and_on_the_position() -> None:
+def test_a_draw_depends_on_the_seed_and_on_the_position(sample: Sampler) -> None:
     """The same pair gives the same token, another seed or place another draw."""
-    logits = random_logits(6, vocab_size=1000).expand(64, -1)
+    logits = random_logits(6, vocab_size=1000).expand(64, -1).contiguous()
     by_seed = sample(logits, [replace(PLAIN, seed=seed) for seed in range(64)], [5] * 64)
     by_position = sample(logits, [replace(PLAIN, seed=5)] * 64, list(range(64)))
     assert by_seed == sample(logits, [replace(PLAIN, seed=seed) for seed in range(64)], [5] * 64)
@@ -208,7 +217,18 @@ def test_a_draw_depends_on_the_seed_and_on_the_position() -> None:
     assert by_seed[5] == by_position[5]
 
 
-def test_the_logits_are_left_as_they_are() -> None:
+@pytest.mark.parametrize("params", FILTERS, ids=describe)
+@needs_kernels
+def test_both_samplers_draw_the_same(params: SamplingParams) -> None:
+    """Their sums differ in the last places, so hardly ever a token; over a vocabulary of real size."""
+    native = NativeSampler(find_kernels(), threads=2)
+    logits = random_logits(8, rows=40, vocab_size=50_000) * 2
+    seeded = [replace(params, seed=seed) for seed in range(40)]
+    ours, theirs = native(logits, seeded, [5] * 40), torch_sample(logits, seeded, [5] * 40)
+    assert sum(a != b for a, b in zip(ours, theirs, strict=True)) <= 1
+
+
+def test_the_logits_are_left_as_they_are(sample: Sampler) -> None:
     """The runner may reuse them."""
     logits = random_logits(7, rows=2)
     before = logits.clone()
@@ -216,7 +236,7 @@ def test_the_logits_are_left_as_they_are() -> None:
     assert torch.equal(logits, before)
 
 
-def test_no_rows_give_no_tokens() -> None:
+def test_no_rows_give_no_tokens(sample: Sampler) -> None:
     """A step of prefill chunks only samples nothing."""
     assert sample(torch.zeros(0, 9), [], []) == []
 
@@ -249,7 +269,7 @@ def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_row_that_holds_no_distribution_gives_none(bad: float) -> None:
+def test_a_row_that_holds_no_distribution_gives_none(sample: Sampler, bad: float) -> None:
     """Greedy or drawn, filtered or not; the other rows are as ever."""
     logits = random_logits(4, rows=4)
     logits[1, 5] = logits[2, 5] = logits[3, 5] = bad

@@ -1,27 +1,25 @@
-"""The scheduler's rules one by one, and its invariants under random traffic. No torch needed."""
+"""The scheduler's rules one by one. No torch needed."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.base.errors import EngineError, KVCapacityError
+from penstock.base.errors import DeadlineExceededError, EngineError, KVCapacityError
 from penstock.engine.blocks import BlockPool
 from penstock.engine.scheduler import Limits, Scheduler, StepPlan
-from penstock.engine.sequence import FinishReason, Output, SamplingParams, Sequence, Status
+from penstock.engine.sequence import FinishReason, Priority, SamplingParams, Sequence, Status
 
 END_TOKEN = 1
 
 
-def sequence(identity: int, length: int, max_tokens: int = 8) -> Sequence:
-    """A prompt of `length` tokens."""
-    stops = frozenset({END_TOKEN})
-    return Sequence(identity, [0] * length, SamplingParams(max_tokens=max_tokens, stop_token_ids=stops))
+def sequence(identity: int, length: int, max_tokens: int = 8, **fields: Any) -> Sequence:
+    """A prompt of `length` tokens that no other sequence has."""
+    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=frozenset({END_TOKEN}))
+    return Sequence(identity, [1000 * (identity + 1) + i for i in range(length)], sampling, **fields)
 
 
 def scheduler_with(limits: Limits, num_blocks: int, block_size: int, *sequences: Sequence) -> Scheduler:
@@ -37,9 +35,9 @@ def shape(plan: StepPlan) -> list[tuple[int, int, int]]:
     return [(chunk.sequence.id, chunk.start, chunk.count) for chunk in plan.chunks]
 
 
-def step(scheduler: Scheduler) -> StepPlan:
+def step(scheduler: Scheduler, now: float = 0.0) -> StepPlan:
     """One step in which every sampling chunk gets token 0."""
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(now)
     scheduler.commit(plan, [0] * len(plan.sampling_chunks))
     scheduler.check()
     return plan
@@ -70,17 +68,17 @@ def test_no_more_sequences_run_than_the_limit() -> None:
     assert len(scheduler.running) == 2
 
 
-def test_the_newest_is_preempted_and_waits_at_the_head() -> None:
+def test_the_newest_is_preempted_and_waits_in_its_old_place() -> None:
     """It loses its blocks and keeps its tokens; later arrivals do not overtake it."""
     scheduler = scheduler_with(Limits(2, 64, 64), 4, 4, sequence(1, 4), sequence(2, 3), sequence(3, 2))
     step(scheduler)  # both admitted, in blocks 1 + 1
     for _ in range(4):
         step(scheduler)
-    newest = scheduler.running[-1]
+    newest = scheduler.running.last
     while newest.status is Status.RUNNING:
         step(scheduler)
     assert newest.id == 2
-    assert scheduler.waiting[0] is newest
+    assert scheduler.waiting.first is newest
     assert newest.block_table == []
     assert newest.num_computed == 0
     assert newest.num_generated > 0
@@ -101,6 +99,127 @@ def test_a_tight_pool_preempts_and_everything_still_ends_in_full(max_batch_token
     assert scheduler.num_preemptions > 0
     assert [one.num_generated for one in sequences] == [16] * 12
     assert ended == sorted(ended)
+
+
+def test_the_more_urgent_of_those_that_arrive_together_goes_first() -> None:
+    """Patience makes the difference; among equals the earlier id."""
+    priorities = [Priority.LOW, Priority.NORMAL, Priority.HIGH, Priority.NORMAL]
+    queue = [sequence(i, 2, priority=priority) for i, priority in enumerate(priorities)]
+    scheduler = scheduler_with(Limits(4, 64, 64), 64, 4, *queue)
+    assert [chunk.sequence.id for chunk in scheduler.schedule().chunks] == [2, 1, 3, 0]
+
+
+@pytest.mark.parametrize(("arrival", "first"), [(59.0, 1), (61.0, 0)])
+def test_low_priority_is_overtaken_for_a_minute_and_no_longer(arrival: float, first: int) -> None:
+    """However many urgent ones come, those that come later than its due time wait behind it."""
+    scheduler = scheduler_with(
+        Limits(1, 64, 64),
+        64,
+        4,
+        sequence(0, 2, priority=Priority.LOW),
+        sequence(1, 2, priority=Priority.HIGH, arrival=arrival),
+    )
+    assert scheduler.schedule(arrival).chunks[0].sequence.id == first
+
+
+def test_a_deadline_earlier_than_the_patience_decides() -> None:
+    """One that has two seconds left goes before one that can wait for ten."""
+    scheduler = scheduler_with(
+        Limits(1, 64, 64), 64, 4, sequence(0, 2), sequence(1, 2, arrival=1.0, deadline=3.0)
+    )
+    assert scheduler.schedule(1.0).chunks[0].sequence.id == 1
+
+
+def test_begun_prompts_go_on_in_the_order_in_which_they_are_due() -> None:
+    """Not in the order of their rank: a low one that is overdue would starve among chunks, too."""
+    scheduler = scheduler_with(Limits(4, 4, 64), 64, 4, sequence(0, 8, priority=Priority.LOW))
+    step(scheduler)
+    scheduler.add(sequence(1, 8, priority=Priority.HIGH, arrival=61.0))
+    assert shape(step(scheduler, 61.0)) == [(0, 4, 4)]
+    assert shape(step(scheduler, 61.0)) == [(0, 8, 1), (1, 0, 3)]
+
+
+def test_the_lowest_priority_is_preempted_though_it_is_older() -> None:
+    """The urgent one came last and stays."""
+    old = sequence(0, 3, priority=Priority.LOW)
+    scheduler = scheduler_with(Limits(2, 64, 64), 3, 4, old)
+    step(scheduler)
+    scheduler.add(sequence(1, 3, priority=Priority.HIGH, arrival=5.0))
+    while old.status is Status.RUNNING:
+        step(scheduler, 5.0)
+    assert [one.id for one in scheduler.running] == [1]
+    assert scheduler.num_preemptions == 1
+
+
+def test_a_preempted_sequence_finds_its_blocks_in_the_cache() -> None:
+    """They stay until their place is needed: it goes on where it was, with all that it has written."""
+    first, second = sequence(0, 3, max_tokens=6), sequence(1, 8, max_tokens=8)
+    scheduler = scheduler_with(Limits(2, 64, 64), 5, 4, first, second)
+    while scheduler.num_preemptions == 0:
+        step(scheduler)
+    assert (second.status, len(second.tokens)) == (Status.WAITING, 13)
+    while second.status is Status.WAITING:
+        plan = step(scheduler)
+    assert shape(plan) == [(1, 12, 1)]
+    assert second.num_cached_tokens == 0  # nothing was there when it first came, and that is what counts
+
+
+@pytest.mark.parametrize(("num_blocks", "is_admitted"), [(4, False), (5, True)])
+def test_a_prompt_is_admitted_if_every_running_sequence_has_a_spare_block(
+    num_blocks: int, is_admitted: bool
+) -> None:
+    """One that takes the last block would be thrown out again by the next decode."""
+    scheduler = scheduler_with(Limits(2, 64, 64), num_blocks, 4, sequence(0, 4), sequence(1, 12))
+    assert len(step(scheduler).chunks) == 1 + is_admitted
+
+
+def test_logits_that_are_no_numbers_spoil_nobody_elses_blocks() -> None:
+    """Of two that computed the same block in one step, the sound one keeps its own; the cache is emptied."""
+    sound, spoilt = (Sequence(i, [5] * 9, SamplingParams(max_tokens=8)) for i in (1, 0))
+    scheduler = scheduler_with(Limits(2, 64, 64), 64, 4, sequence(2, 9, max_tokens=1))
+    step(scheduler)
+    assert scheduler.pool.num_cached == 2
+    for one in (sound, spoilt):
+        scheduler.add(one)
+    plan = scheduler.schedule()
+    own = list(sound.block_table)
+    scheduler.commit(plan, [None, 7])
+    scheduler.check()
+    assert spoilt.status is Status.FINISHED
+    assert sound.block_table == own
+    assert scheduler.pool.num_cached == len(sound.path) == 2
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_sequence_past_its_deadline_ends_before_the_next_step(steps: int) -> None:
+    """Waiting, prefilling and decoding alike; what the others do is not touched."""
+    late = sequence(1, 8, deadline=7.0)
+    scheduler = scheduler_with(Limits(4, 6, 64), 64, 4, late, sequence(2, 4))
+    for _ in range(steps):
+        step(scheduler, 6.9)
+    plan = step(scheduler, 7.0)
+    (ended,) = plan.failed
+    assert (ended.sequence_id, ended.finish) == (1, FinishReason.ERROR)
+    assert isinstance(ended.error, DeadlineExceededError)
+    assert "7 s" in ended.error.message
+    assert late.block_table == []
+    assert [chunk.sequence.id for chunk in plan.chunks] == [2]
+    assert not scheduler.schedule(8.0).failed
+
+
+def test_a_pace_bounds_prefill_beside_decodes_and_nothing_else() -> None:
+    """Alone a prompt may have the whole budget; decodes are never held back."""
+
+    class Slow:
+        def prefill_limit(self, num_decodes: int) -> int:
+            return 2 * num_decodes
+
+    scheduler = Scheduler(Limits(8, 20, 64), BlockPool(64, 4), pace=Slow())
+    for one in (sequence(1, 4), sequence(2, 4)):
+        scheduler.add(one)
+    assert shape(step(scheduler)) == [(1, 0, 4), (2, 0, 4)]
+    scheduler.add(sequence(3, 12))
+    assert shape(step(scheduler)) == [(1, 4, 1), (2, 4, 1), (3, 0, 4)]
 
 
 def test_a_prompt_larger_than_the_pool_fails_and_lets_the_next_one_in() -> None:
@@ -130,120 +249,8 @@ def test_failing_finished_sequences_does_nothing() -> None:
     assert scheduler.fail([ended], EngineError("x")) == []
 
 
-@pytest.mark.parametrize("module", ["scheduler", "blocks", "sequence"])
+@pytest.mark.parametrize("module", ["scheduler", "pacing", "retry_after"])
 def test_scheduling_imports_without_torch_and_numpy(module: str) -> None:
     """So that it can be understood and tested without either."""
     blocked = "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; "
     subprocess.run([sys.executable, "-c", f"{blocked}import penstock.engine.{module}"], check=True)
-
-
-class Traffic(RuleBasedStateMachine):
-    """Random requests, cancels, steps and failing steps under random limits."""
-
-    @initialize(
-        limits=st.builds(Limits, st.integers(1, 6), st.integers(1, 24), st.integers(2, 40)),
-        num_blocks=st.integers(1, 20),
-        block_size=st.integers(1, 4),
-    )
-    def start(self, limits: Limits, num_blocks: int, block_size: int) -> None:
-        """Any pool and any limits, also a budget below the number of sequences."""
-        self.limits = limits
-        self.pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(limits, self.pool)
-        self.all: list[Sequence] = []
-        self.ends: dict[int, Output] = {}
-        self.tokens_seen: dict[int, int] = {}
-
-    @rule(length=st.integers(1, 12) | st.integers(1, 40), max_tokens=st.integers(1, 30))
-    def add(self, length: int, max_tokens: int) -> None:
-        """A request that fits the context."""
-        one = sequence(len(self.all), min(length, self.limits.max_model_len - 1), max_tokens)
-        self.all.append(one)
-        self.scheduler.add(one)
-
-    @precondition(lambda self: self.all)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        """Of any request, ended ones included."""
-        one = data.draw(st.sampled_from(self.all))
-        output = self.scheduler.cancel(one.id)
-        assert (output is None) == (one.id in self.ends)
-        if output is not None:
-            self.take([output])
-
-    @rule(count=st.integers(1, 8), end_in=st.integers(0, 15))
-    def step(self, count: int, end_in: int) -> None:
-        """Some steps that work; in one of them the first sampled token is an end token."""
-        for turn in range(count):
-            plan = self.plan()
-            tokens = [0] * len(plan.sampling_chunks)
-            if tokens and turn == end_in:
-                tokens[0] = END_TOKEN
-            outputs = self.scheduler.commit(plan, tokens)
-            assert [output.token for output in outputs] == tokens
-            self.take(outputs)
-            self.scheduler.check()
-
-    @rule()
-    def fail(self) -> None:
-        """A step that raises."""
-        plan = self.plan()
-        self.take(self.scheduler.fail([chunk.sequence for chunk in plan.chunks], EngineError("scripted")))
-
-    @invariant()
-    def blocks_are_conserved(self) -> None:
-        """After every rule; and every open sequence is in exactly one place."""
-        self.scheduler.check()
-        queued = [one.id for one in (*self.scheduler.waiting, *self.scheduler.running)]
-        assert sorted(queued) == [one.id for one in self.all if one.id not in self.ends]
-        assert len(self.scheduler.running) <= self.limits.max_sequences
-        assert self.scheduler.has_work == bool(queued)
-
-    def plan(self) -> StepPlan:
-        """Plans a step and checks what a plan promises."""
-        had_work = self.scheduler.has_work
-        plan = self.scheduler.schedule()
-        identities = [chunk.sequence.id for chunk in plan.chunks]
-        assert len(identities) == len(set(identities))
-        assert plan.num_tokens <= self.limits.max_batch_tokens
-        assert bool(plan.chunks or plan.failed) == had_work  # no empty step while there is work
-        for chunk in plan.chunks:
-            assert chunk.sequence.status is Status.RUNNING
-            assert chunk.count > 0
-            assert chunk.start == chunk.sequence.num_computed
-            end = chunk.start + chunk.count
-            assert end <= len(chunk.sequence.tokens) <= self.limits.max_model_len
-            assert len(chunk.sequence.block_table) * self.pool.block_size >= end
-        for output in plan.failed:
-            assert isinstance(output.error, KVCapacityError)
-            assert self.pool.blocks_for(len(self.all[output.sequence_id].tokens)) > self.pool.num_blocks
-        self.take(plan.failed)
-        return plan
-
-    def take(self, outputs) -> None:  # type: ignore[no-untyped-def]
-        """Nothing comes after the end."""
-        for output in outputs:
-            assert output.sequence_id not in self.ends
-            if output.finish is not None:
-                self.ends[output.sequence_id] = output
-
-    def teardown(self) -> None:
-        """Whatever is left ends within a bounded number of steps, truly."""
-        if not hasattr(self, "scheduler"):
-            return
-        left = [one for one in self.all if one.id not in self.ends]
-        for _ in range(1 + (len(left) + 1) * sum(len(one.tokens) + one.sampling.max_tokens for one in left)):
-            plan = self.plan()
-            self.take(self.scheduler.commit(plan, [0] * len(plan.sampling_chunks)))
-            self.scheduler.check()
-        assert len(self.ends) == len(self.all)
-        assert self.pool.num_free == self.pool.num_blocks
-        for one in left:
-            if self.ends[one.id].finish is FinishReason.LENGTH:
-                assert one.num_generated == min(
-                    one.sampling.max_tokens, self.limits.max_model_len - one.num_prompt_tokens
-                )
-
-
-TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=150, stateful_step_count=40)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.base.errors import ContextLengthError, EngineError, QueueFullError
+from penstock.base.errors import ContextLengthError, DeadlineExceededError, EngineError, QueueFullError
 from penstock.engine.core import EngineCore
-from penstock.engine.sequence import FinishReason, Output, Sequence
+from penstock.engine.sequence import FinishReason, Output, Priority, Sequence
 from penstock.engine.service import EngineService, TokenStream
 from tiny_engine import (
     CountingForward,
@@ -93,7 +93,7 @@ async def test_leaving_the_block_frees_the_sequence_before_the_next_step() -> No
         assert only_end(outputs).finish is FinishReason.LENGTH
         assert sum(left_id in ids for ids in runner.ran) <= 1
         assert service.num_requests == 0
-        assert core.stats().num_free_blocks == core.stats().num_blocks
+        assert core.stats().num_held_blocks == 0
 
 
 async def test_a_cancelled_task_frees_its_sequence() -> None:
@@ -144,17 +144,47 @@ async def test_cancelling_twice_or_after_the_end_does_nothing() -> None:
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     """Running and waiting together are bounded; a place becomes free when a request ends."""
-    runner = GatedForward()
-    async with serving(scripted_core(runner, max_sequences=1), max_requests=2) as service:
+    runner, now = GatedForward(), [100.0]
+    core = scripted_core(runner, max_sequences=1, clock=lambda: now[0])
+    async with serving(core, max_requests=2) as service:
         first, second = service.submit([3], greedy(1)), service.submit([3], greedy(1))
+        now[0] = 107.0  # nothing has ended in the seven seconds since there is work
         with pytest.raises(QueueFullError, match="2 requests") as caught:
             service.submit([3], greedy(1))
-        assert caught.value.retry_after_s is not None
-        assert caught.value.retry_after_s > 0
+        assert caught.value.retry_after_s == 7
         runner.gate.release(1000)
         await collect(first)
         assert len(await collect(service.submit([3], greedy(1)))) == 1
         await collect(second)
+
+
+async def test_a_request_carries_its_priority_deadline_and_salt() -> None:
+    """As the scheduler sees them; its time of arrival is that of the submission."""
+    runner, now = GatedForward(), [100.0]
+    core = scripted_core(runner, max_sequences=1, clock=lambda: now[0])
+    async with serving(core) as service:
+        first = service.submit([3], greedy(2))
+        await begun(runner)
+        now[0] = 101.0
+        normal = service.submit([3] * 9, greedy(1), cache_salt="s", deadline=service.now() + 8.0)
+        high = service.submit([3] * 9, greedy(1), priority=Priority.HIGH, cache_salt="s")
+        runner.gate.release(1000)
+        for stream in (first, high, normal):
+            await collect(stream)
+        assert [ids for ids in runner.ran if first.sequence_id not in ids] == [
+            [high.sequence_id],
+            [normal.sequence_id],
+        ]
+        assert (high.num_cached_tokens, normal.num_cached_tokens) == (0, 8)
+
+
+async def test_a_request_past_its_deadline_ends_with_that_error() -> None:
+    """Before it costs a step."""
+    runner = CountingForward()
+    async with serving(scripted_core(runner, clock=lambda: 100.0)) as service:
+        end = only_end(await collect(service.submit([3], greedy(2), deadline=100.0)))
+        assert isinstance(end.error, DeadlineExceededError)
+        assert runner.ran == []
 
 
 @pytest.mark.parametrize("length", [64, 65, 1000])
@@ -229,7 +259,7 @@ async def test_a_hundred_streams_each_end_exactly_once() -> None:
             if patience > max_tokens:
                 assert len(outputs) == max_tokens
         assert service.num_requests == 0
-        assert core.stats().num_free_blocks == 40
+        assert core.stats().num_held_blocks == 0
 
 
 async def test_an_idle_engine_takes_no_steps() -> None:

@@ -31,6 +31,14 @@ def test_a_wrong_value_or_an_unknown_key_is_refused_by_name(wrong: dict[str, obj
         EngineSettings(**wrong)
 
 
+@pytest.mark.parametrize("value", [0.5, 1.0, -1.0, float("inf"), float("nan")])
+def test_a_slowdown_that_leaves_no_time_for_prompts_is_refused(value: float) -> None:
+    """At 1 a step would have time for its decodes only; 0 says that there is no bound."""
+    with pytest.raises(ValidationError, match="decode_slowdown"):
+        EngineSettings(decode_slowdown=value)
+    assert EngineSettings(decode_slowdown=0.0).decode_slowdown == 0.0
+
+
 def test_every_key_has_a_description() -> None:
     """The docs are made of them."""
     assert all(field.description for field in EngineSettings.model_fields.values())

@@ -88,6 +88,7 @@ async def test_the_clients_key_stays_here() -> None:
         (b"content-type", b"application/json"),
         (b"user-agent", b"test"),
         (b"traceparent", b"00-1-2-01"),
+        (b"x-request-timeout", b"5"),
     ]
     others = [(b"te", b"trailers"), (b"accept-encoding", b"gzip"), (b"x-other", b"1")]
     async with relayed(answering(whole(b"{}"))) as (client, replica, _):

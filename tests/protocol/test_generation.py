@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from penstock.base.errors import InvalidRequestError
 from penstock.protocol.completions import CompletionRequest, read_completion_request
 
 
@@ -29,13 +30,22 @@ def test_stop_strings_come_in_one_form(stop: Any, expected: tuple[str, ...]) -> 
         {"temperature": 0, "top_p": 0, "top_k": 0, "min_p": 0, "seed": -(1 << 63)},
         {"temperature": 2, "top_p": 1, "top_k": 1_000_000, "min_p": 1, "seed": (1 << 63) - 1},
         {"stop": ["x" * 1024] * 4, "max_tokens": 1 << 31, "user": "u" * 256, "model": "m" * 256},
-        {"temperature": 0.0, "top_p": 0.5},
+        {"temperature": 0.0, "top_p": 0.5, "cache_salt": "s"},
+        {"cache_salt": "s" * 128},
     ],
 )
 def test_the_bounds_are_inside(fields: dict[str, Any]) -> None:
     """Every bound is the last value that is allowed."""
     request = read(**fields)
     assert all(getattr(request, name) == value for name, value in fields.items())
+
+
+@pytest.mark.parametrize("salt", ["", "s" * 129, 7])
+def test_a_salt_is_a_string_of_bounded_length(salt: Any) -> None:
+    """An empty one would look like a salt and share everything."""
+    with pytest.raises(InvalidRequestError, match="cache_salt") as caught:
+        read(cache_salt=salt)
+    assert caught.value.param == "cache_salt"
 
 
 @pytest.mark.parametrize(

@@ -270,9 +270,14 @@ async def test_metrics_parse_and_are_true(checkpoint: Path) -> None:
             for sample in family.samples
         }
         assert values["penstock_engine_generated_tokens_total",] == 3 * len(HELLO)
-        assert values["penstock_engine_prompt_tokens_total",] == 3 * 21
+        hits = values["penstock_engine_prefix_hit_tokens_total",]
+        assert values["penstock_engine_prompt_tokens_total",] == 3 * 21 - hits
+        assert values["penstock_engine_prefix_queried_tokens_total",] == 3 * 21
+        assert values["penstock_engine_prefix_evictions_total",] == 0
         assert values["penstock_engine_time_to_first_token_seconds_count",] == 3
-        assert values["penstock_engine_kv_blocks", "free"] == 128
+        kv_blocks = {state: values["penstock_engine_kv_blocks", state] for state in ("free", "cached")}
+        assert sum(kv_blocks.values()) == 128
+        assert kv_blocks["cached"] > 0
         assert values["penstock_engine_kv_blocks", "held"] == 0
         assert values["penstock_requests_running", "engine"] == 0
         assert values["penstock_engine_failed_steps_total",] == 0

@@ -14,7 +14,9 @@ from penstock.text.tokenizer import Tokenizer
 
 
 class Outputs:
-    """A token stream that gives these outputs."""
+    """A token stream that gives these outputs; four tokens of its prompt were cached."""
+
+    num_cached_tokens = 4
 
     def __init__(self, *outputs: Output) -> None:
         self._outputs = outputs

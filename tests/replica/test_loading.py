@@ -37,7 +37,7 @@ async def test_a_loaded_model_answers(directory: Path) -> None:
     assert model.template is not None
     assert model.tokenizer.end_token_ids >= {258}
     stats = model.service.stats()
-    assert stats.num_free_blocks == stats.num_blocks
+    assert stats.num_held_blocks == 0
     model.service.start()
     try:
         async with model.service.submit([1, 2, 3], greedy(4)) as stream:

@@ -15,7 +15,7 @@ from penstock.app.config import let_threads_sleep
 from penstock.app.wiring import require_engine
 from penstock.base.errors import ConfigurationError
 from penstock.engine.checkpoint import find as find_checkpoint
-from penstock.engine.settings import EngineSettings
+from penstock.engine.settings import EngineSettings, Quantize
 from penstock.observe.logs import set_up_logs
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def evaluate_command(
     per_family: Annotated[int, typer.Option(min=1, help="Held-out examples per family.")] = 100,
     family: Annotated[list[str] | None, typer.Option(help="Only this family; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the suite; default: the model card's.")] = None,
+    quantize: Annotated[Quantize, typer.Option(help="Weights: auto, none, int8 or int4.")] = "auto",
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit code 1 below 90 % overall or 75 % in a family.")
     ] = False,
@@ -47,7 +48,7 @@ def evaluate_command(
     set_up_logs("warning", "auto", "eval")
     from penstock.lab.evaluate import SUITE_SEED, evaluate
 
-    answerer = _answerer(model, url)
+    answerer = _answerer(model, url, quantize)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("answering", total=None)
@@ -92,13 +93,15 @@ def tiny(
     typer.echo(f"{out} holds the checkpoint; score it with: penstock eval {out}")
 
 
-def _answerer(model: str, url: str | None) -> Answerer:
+def _answerer(model: str, url: str | None, quantize: Quantize) -> Answerer:
     from penstock.lab.answerers import EngineAnswerer, UrlAnswerer
 
     if url is not None:
+        if quantize != "auto":
+            raise ConfigurationError("--quantize is for a model loaded here, not for --url", param="quantize")
         return UrlAnswerer(url, None if model == "builtin:tiny" else model)
     find_checkpoint(model)
-    return EngineAnswerer(EngineSettings(model=model))
+    return EngineAnswerer(EngineSettings(model=model, quantize=quantize))
 
 
 def _table(report: Report) -> Table:

@@ -52,15 +52,21 @@ def up(
     host: Host = None,
     port: Port = None,
     config: ConfigFile = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Weights of that model: auto, none, int8 or int4.")
+    ] = None,
 ) -> None:
     """Serve a model on this machine: engine and gateway, one command.
 
     Example: penstock up --model Qwen/Qwen3-0.6B --port 8080
     """
     changes = _server_changes(host, port)
+    if model is None and quantize is not None:
+        model = EngineSettings().model
     if model is not None:
         find_checkpoint(model)
-        changes["models"] = {served_name(model): {"replicas": [{"engine": {"model": model}}]}}
+        options = {"model": model} | ({} if quantize is None else {"quantize": quantize})
+        changes["models"] = {served_name(model): {"replicas": [{"engine": options}]}}
     settings = load_config(config, changes, sole=None if model is None else f"--model {model}")
     for name, entry in settings.models.items():
         for replica in entry.replicas:
@@ -95,6 +101,12 @@ def engine(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on.")] = 8000,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantize: Annotated[str, typer.Option(help="Weights: auto, none, int8 or int4.")] = "auto",
+    kv_dtype: Annotated[str, typer.Option(help="KV cache: auto, float32, bfloat16 or int8.")] = "auto",
+    kernels: Annotated[str, typer.Option(help="CPU kernels: auto, native or torch.")] = "auto",
+    kernel_cache: Annotated[
+        str, typer.Option(help="Folder of the kernels compiled for this machine.")
+    ] = "~/.cache/penstock/kernels",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: chosen from model and cores.")] = 0,
     max_model_len: Annotated[int, typer.Option(help="Longest prompt plus answer; 0: the model's own.")] = 0,
@@ -102,7 +114,14 @@ def engine(
     max_waiting: Annotated[int, typer.Option(help="Requests queued before new ones get 429.")] = 256,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
     block_size: Annotated[int, typer.Option(help="Tokens per KV block.")] = 16,
+    prefix_cache: Annotated[bool, typer.Option(help="Compute prompts that begin alike once.")] = True,
+    decode_slowdown: Annotated[
+        float, typer.Option(help="Longest step with prompts in it, in times its decodes alone; 0: any.")
+    ] = 2.5,
     kv_cache_mb: Annotated[int, typer.Option(help="KV pool, MiB; 0: chosen from model and memory.")] = 0,
+    step_timeout_s: Annotated[
+        float, typer.Option(help="A step that takes longer is stuck and ends the process; 0: never.")
+    ] = 300.0,
     fd: Descriptor = None,
     link: Link = None,
 ) -> None:

@@ -22,6 +22,8 @@ from penstock.base.errors import ConfigurationError, InternalError
 logger = structlog.get_logger(__name__)
 
 EXIT_USAGE = 2
+# How a replica ends whose engine was stuck (EX_SOFTWARE of sysexits.h).
+EXIT_STUCK = 70
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 # A child that served this long has recovered: its next failure counts as the first. Loading does not count,
@@ -117,7 +119,13 @@ class Supervisor:
                 raise InternalError(
                     f"{spec.name} failed {MAX_FAILED_STARTS} times in a row; its log says why"
                 )
-            logger.error("child ended, restarting", child=spec.name, status=status, delay_s=delay)
+            logger.error(
+                "child ended, restarting",
+                child=spec.name,
+                status=status,
+                was_stuck=status == EXIT_STUCK,
+                delay_s=delay,
+            )
             await asyncio.sleep(delay)
 
     async def _stop_all(self, tasks: asyncio.TaskGroup) -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -33,12 +32,9 @@ from penstock.gateway.app import Gateway
 from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Pool
 
-if TYPE_CHECKING:
-    from penstock.engine.service import EngineService
-
 logger = structlog.get_logger(__name__)
 # What the extra `engine` adds and serving a model imports.
-_ENGINE_MODULES = ("torch", "numpy", "tokenizers", "safetensors", "jinja2", "huggingface_hub")
+_ENGINE_MODULES = ("torch", "numpy", "pybind11", "tokenizers", "safetensors", "jinja2", "huggingface_hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +84,18 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     model = await loop.run_in_executor(None, load_model, settings, name)
     is_loaded = True
     stop.listen()
+    from penstock.app.breakdown import leave_when_frozen, leave_when_stuck, stop_when_broken
     from penstock.replica.app import Replica
 
     drain = Drain()
     application = Replica(model, limits, drain).application()
     model.service.start()
     async with asyncio.TaskGroup() as tasks:
-        breakdown = tasks.create_task(_ask_when_stopped(model.service, stop))
+        breakdown = tasks.create_task(stop_when_broken(model.service, stop))
+        guards = [
+            tasks.create_task(leave_when_stuck(model.service, drain, settings.step_timeout_s, os._exit)),
+            tasks.create_task(leave_when_frozen(settings.step_timeout_s)),
+        ]
         await serve(
             application,
             place.listener,
@@ -104,15 +105,12 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
             on_listening=tell_ready,
         )
         has_broken = breakdown.done()
-        breakdown.cancel()
-    await model.service.stop()
+        await model.service.stop()  # still guarded: its last step may be the one that hangs
+        if not model.service.is_stuck:  # else the guard has the last word
+            for guard in (breakdown, *guards):
+                guard.cancel()
     if has_broken:
         raise InternalError("the engine broke down; its log says why")
-
-
-async def _ask_when_stopped(service: EngineService, stop: StopRequest) -> None:
-    await service.wait_stopped()
-    stop.ask()
 
 
 async def run_gateway(config: Config, place: Place) -> None:
@@ -208,12 +206,15 @@ def _place_engines(config: Config) -> tuple[Mapping[str, _EngineCommand], Config
 
 def engine_arguments(settings: EngineSettings, name: str) -> tuple[str, ...]:
     """What `penstock engine` is given to run with these settings."""
-    options = [
-        f"--{field.replace('_', '-')}={value}"
-        for field, value in settings.model_dump().items()
-        if field != "model"
-    ]
+    options = [_option(field, value) for field, value in settings.model_dump().items() if field != "model"]
     return (f"--name={name}", *options, "--", settings.model)  # a folder's name may begin with a dash
+
+
+def _option(field: str, value: object) -> str:
+    name = field.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
 
 
 def reachable_address(listener: socket.socket) -> tuple[str, int]:

@@ -12,8 +12,9 @@
     │   ├── RequestTimeoutError      the body did not arrive in time                 408
     │   ├── BodyTooLargeError        body over the configured limit                  413
     │   └── ClientGoneError          the client left before its answer               499
-    ├── CapacityError            we are whole but cannot take this now               429, 503
+    ├── CapacityError            we are whole but cannot do this now                429, 503, 504
     │   ├── QueueFullError           bounded queue is full                           429
+    │   ├── DeadlineExceededError    the request's own time limit passed             504
     │   ├── DrainingError            shutting down                                   503
     │   └── NotReadyError            no replica of the model is ready                503
     ├── UpstreamError            a replica failed us                                 502, 504
@@ -131,7 +132,7 @@ class ClientGoneError(ClientError):
 
 
 class CapacityError(PenstockError):
-    """We are whole but cannot take this request now."""
+    """We are whole but cannot take this request, or finish it in time, now."""
 
     code = "over_capacity"
     type = "server_error"
@@ -146,6 +147,14 @@ class QueueFullError(CapacityError):
     code = "queue_full"
     type = "rate_limit_error"
     status = 429
+
+
+class DeadlineExceededError(CapacityError):
+    """The time that the request set itself (`x-request-timeout`) passed before its answer was complete."""
+
+    code = "deadline_exceeded"
+    status = 504
+    log_level = "info"
 
 
 class DrainingError(CapacityError):

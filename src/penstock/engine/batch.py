@@ -1,56 +1,59 @@
-"""A step plan as tensors: one flat row of tokens, no padding."""
+"""A step plan as arrays: one flat row of tokens, no padding. No torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from penstock.engine.scheduler import StepPlan
+
+Int32s = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The inputs of one forward pass. T tokens, S sequences, in the plan's order."""
+    """The inputs of one forward pass, all int32. T tokens, S sequences, in the plan's order."""
 
-    tokens: Tensor
-    """int64 (T,)"""
-    positions: Tensor
-    """int64 (T,): place of each token in its own sequence, from 0."""
-    slots: Tensor
-    """int64 (T,): where each token's key and value go: block * block_size + offset."""
-    query_starts: tuple[int, ...]
-    """S + 1 offsets into the flat row: sequence s owns rows [query_starts[s], query_starts[s + 1])."""
-    context_slots: tuple[Tensor, ...]
-    """Per sequence, int64 (context,): the slots of all its positions up to this step's last, in order."""
-    logit_rows: Tensor
-    """int64 (num_sampled,): rows whose hidden state gives a new token."""
+    tokens: Int32s
+    """(T,)"""
+    positions: Int32s
+    """(T,): place of each token in its own sequence, from 0; consecutive within a sequence."""
+    query_starts: Int32s
+    """(S + 1,) offsets into the flat row: sequence s owns rows [query_starts[s], query_starts[s + 1])."""
+    block_tables: Int32s
+    """(S, width): the blocks of each sequence's context up to this step's last position, then zeros."""
+    logit_rows: Int32s
+    """(num_sampled,): rows whose hidden state gives a new token."""
+
+    def context_slots(self, sequence: int, block_size: int) -> NDArray[np.int64]:
+        """(context,): where the keys and values of all positions of a sequence lie, block * size + offset."""
+        positions = np.arange(self.positions[self.query_starts[sequence + 1] - 1] + 1, dtype=np.int64)
+        blocks = self.block_tables[sequence].astype(np.int64)
+        slots: NDArray[np.int64] = blocks[positions // block_size] * block_size + positions % block_size
+        return slots
 
 
-def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
-    """Turns a plan with at least one chunk into tensors on `device`; the plan is left as it is."""
+def build_batch(plan: StepPlan, block_size: int) -> Batch:
+    """Turns a plan with at least one chunk into arrays; the plan is left as it is."""
+    chunks = plan.chunks
+    counts = [chunk.count for chunk in chunks]
+    widths = [-(-(chunk.start + chunk.count) // block_size) for chunk in chunks]
+    query_starts = np.zeros(len(chunks) + 1, dtype=np.int32)
+    np.cumsum(counts, out=query_starts[1:])
+    block_tables = np.zeros((len(chunks), max(widths)), dtype=np.int32)
     tokens: list[int] = []
-    positions, slots, contexts = [], [], []
-    starts, rows = [0], []
-    offsets = np.arange(block_size, dtype=np.int64)
-    for chunk in plan.chunks:
-        end = chunk.start + chunk.count
-        tokens += chunk.sequence.tokens[chunk.start : end]
-        blocks = np.asarray(chunk.sequence.block_table, dtype=np.int64)
-        context = (blocks[:, None] * block_size + offsets).reshape(-1)[:end]
-        positions.append(np.arange(chunk.start, end, dtype=np.int64))
-        slots.append(context[chunk.start :])
-        contexts.append(torch.from_numpy(context).to(device))
-        starts.append(len(tokens))
-        if chunk.samples:
-            rows.append(len(tokens) - 1)
+    for row, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
+        block_tables[row, :width] = chunk.sequence.block_table[:width]
+        tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+    starts = np.asarray([chunk.start for chunk in chunks], dtype=np.int32)
+    within = np.arange(len(tokens), dtype=np.int32) - np.repeat(query_starts[:-1], counts)
+    samples = np.asarray([chunk.samples for chunk in chunks])
     return Batch(
-        tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
-        positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        slots=torch.from_numpy(np.concatenate(slots)).to(device),
-        query_starts=tuple(starts),
-        context_slots=tuple(contexts),
-        logit_rows=torch.tensor(rows, dtype=torch.int64, device=device),
+        tokens=np.asarray(tokens, dtype=np.int32),
+        positions=np.repeat(starts, counts) + within,
+        query_starts=query_starts,
+        block_tables=block_tables,
+        logit_rows=query_starts[1:][samples] - np.int32(1),
     )

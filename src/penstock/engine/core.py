@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,14 +12,18 @@ from torch import Tensor
 
 from penstock.base.errors import EngineError
 from penstock.engine.blocks import BlockPool
-from penstock.engine.sampler import sample
-from penstock.engine.scheduler import Limits, Scheduler, StepPlan
-from penstock.engine.sequence import Output, Sequence
+from penstock.engine.pacing import Pacer
+from penstock.engine.sampler import Sampler, sample
+from penstock.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
+from penstock.engine.sequence import Output, SamplingParams, Sequence
+from penstock.engine.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
-# A poisoned device fails every step; one request's bad luck does not come three times in a row.
+# A poisoned device computes nothing, whatever it is given; what passes, such as memory that another process
+# holds, gets two more chances.
 MAX_FAILED_STEPS = 3
+PROBE_ID = -1
 
 
 class ForwardPass(Protocol):
@@ -36,22 +41,55 @@ class EngineStats:
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    num_cached_blocks: int
+    """Of the prefix cache, those that running sequences use included."""
     num_blocks: int
     num_steps: int
     num_failed_steps: int
     num_preemptions: int
     prompt_tokens: int
     generated_tokens: int
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+    num_evictions: int
+    num_remaps: int
     step_seconds: float
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that belong to sequences alone."""
+        return self.num_blocks - self.num_free_blocks - self.num_cached_blocks
 
 
 class EngineCore:
     """Scheduler and runner joined. Not thread-safe: one thread owns it."""
 
-    def __init__(self, runner: ForwardPass, limits: Limits, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        runner: ForwardPass,
+        limits: Limits,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_cache: bool = True,
+        decode_slowdown: float = 0.0,
+        sampler: Sampler = sample,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`decode_slowdown` and `prefix_cache` are the settings of these names.
+
+        Pacing is off here unless asked for: it makes the sizes of chunks depend on `clock`, which tells the
+        time in seconds and is also that of sequences' arrivals and deadlines.
+        """
         self.runner = runner
+        self.sampler = sampler
         self.limits = limits
-        self.scheduler = Scheduler(limits, BlockPool(num_blocks, block_size))
+        self.clock = clock
+        self._pacer = Pacer(decode_slowdown) if decode_slowdown else None
+        self.scheduler = Scheduler(
+            limits, BlockPool(num_blocks, block_size), prefix_cache=prefix_cache, pace=self._pacer
+        )
+        self.pulse = Pulse()
         self._steps = 0
         self._failed_steps = 0
         self._failed_in_row = 0
@@ -66,7 +104,9 @@ class EngineCore:
 
     @property
     def is_broken(self) -> bool:
-        """True after MAX_FAILED_STEPS failed steps in a row: it is the engine, not what it was asked."""
+        """True after MAX_FAILED_STEPS steps in a row in which neither any request nor a probe could be
+        computed: it is the engine, not what it was asked.
+        """
         return self._failed_in_row >= MAX_FAILED_STEPS
 
     def add(self, sequence: Sequence) -> None:
@@ -75,56 +115,117 @@ class EngineCore:
 
     def cancel(self, sequence_id: int) -> Output | None:
         """Ends a sequence between two steps and frees its blocks; None if it has ended already."""
-        return self.scheduler.cancel(sequence_id)
+        output = self.scheduler.cancel(sequence_id)
+        self._check_idle()
+        return output
 
     def step(self) -> list[Output]:
         """Runs one step and says what it brought.
 
-        A step that raises ends the sequences that were in it with an EngineError; the rest go on.
+        A sequence whose work raises ends with an EngineError; those beside it get their tokens all the same.
         """
-        started = time.perf_counter()
-        plan = self.scheduler.schedule()
+        started = self.clock()
+        self.pulse.beat()
+        plan = self.scheduler.schedule(started)
         outputs = list(plan.failed)
         if plan.chunks:
-            try:
-                outputs += self._compute(plan)
-                self._failed_in_row = 0
-            except Exception:
-                logger.exception("engine step failed", extra={"num_sequences": len(plan.chunks)})
-                self._failed_steps += 1
-                self._failed_in_row += 1
-                error = EngineError("the engine failed while computing this request; see the engine's log")
-                outputs += self.scheduler.fail([chunk.sequence for chunk in plan.chunks], error)
+            self._failed_in_row += 1  # until something of it is computed
+            tokens = self._attempt(plan)
+            outputs += self._isolate(plan) if tokens is None else self._commit(plan, tokens)
         self._steps += 1
-        self._seconds += time.perf_counter() - started
+        self._seconds += self.clock() - started
+        self._check_idle()
         return outputs
 
     def stats(self) -> EngineStats:
         """A snapshot; may be read from another thread, each number being right by itself."""
-        pool = self.scheduler.pool
+        pool, tables = self.scheduler.pool, self.scheduler.tables
         return EngineStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
             num_free_blocks=pool.num_free,
+            num_cached_blocks=pool.num_cached,
             num_blocks=pool.num_blocks,
             num_steps=self._steps,
             num_failed_steps=self._failed_steps,
             num_preemptions=self.scheduler.num_preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
+            prefix_queried_tokens=tables.num_prompt_tokens,
+            prefix_hit_tokens=tables.num_hit_tokens,
+            num_evictions=tables.cache.num_evictions,
+            num_remaps=tables.cache.num_remaps,
             step_seconds=self._seconds,
         )
 
-    def _compute(self, plan: StepPlan) -> list[Output]:
-        logits = self.runner.run(plan)
+    def _check_idle(self) -> None:
+        """Begins with an empty pool if blocks are missing now that nobody uses any; costs two comparisons."""
+        tables = self.scheduler.tables
+        if not self.scheduler.has_work and not tables.is_idle:
+            pool = tables.pool
+            logger.error(
+                "KV blocks lost; every block was taken back",
+                extra={"num_held": pool.num_held, "num_cached": pool.num_cached, "num_free": pool.num_free},
+            )
+            tables.reset()
+
+    def _attempt(self, plan: StepPlan) -> list[int | None] | None:
+        """The tokens that `plan` gives; None, and a line in the log, if computing them raised.
+
+        It changes nothing but KV slots that are not counted as computed yet, and writes the same there when
+        it is repeated.
+        """
         sampling = plan.sampling_chunks
-        tokens = sample(
-            logits,
-            [chunk.sequence.sampling for chunk in sampling],
-            [len(chunk.sequence.tokens) for chunk in sampling],
-        )
+        self.pulse.beat(len(plan.chunks), plan.num_tokens)
+        started = self.clock()
+        try:
+            tokens = self.sampler(
+                self.runner.run(plan),
+                [chunk.sequence.sampling for chunk in sampling],
+                [len(chunk.sequence.tokens) for chunk in sampling],
+            )
+        except Exception:
+            logger.exception(
+                "engine step failed", extra={"num_sequences": len(plan.chunks), "num_tokens": plan.num_tokens}
+            )
+            return None
+        self._failed_in_row = 0
+        if self._pacer is not None:
+            self._pacer.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, self.clock() - started)
+        return tokens
+
+    def _commit(self, plan: StepPlan, tokens: list[int | None]) -> list[Output]:
         for chunk in plan.chunks:
             prompt_left = max(chunk.sequence.num_prompt_tokens - chunk.start, 0)
             self._prompt_tokens += min(chunk.count, prompt_left)
         self._generated_tokens += len(tokens)
         return self.scheduler.commit(plan, tokens)
+
+    def _isolate(self, plan: StepPlan) -> list[Output]:
+        """Computes each chunk of a plan that raised by itself, and fails those that raise again.
+
+        Called when the exception is gone, and with it the frames that hold the failed pass's memory.
+        """
+        self._failed_steps += 1
+        outputs = []
+        for chunk in plan.chunks:
+            alone = StepPlan((chunk,))
+            if (tokens := self._attempt(alone)) is not None:
+                outputs += self._commit(alone, tokens)
+            else:
+                error = EngineError("the engine failed while computing this request; see the engine's log")
+                outputs += self.scheduler.fail([chunk.sequence], error)
+        if self._failed_in_row:
+            self._probe()
+        return outputs
+
+    def _probe(self) -> None:
+        """Computes a token for nobody, which clears a device under whose hands every request failed.
+
+        Without it, one client that sends what cannot be computed, and repeats it as clients do, would look
+        like a broken device.
+        """
+        probe = Sequence(PROBE_ID, [0], SamplingParams(max_tokens=1, temperature=0.0))
+        probe.block_table = self.scheduler.pool.allocate(1)
+        self._attempt(StepPlan((Chunk(probe, 0, 1),)))
+        self.scheduler.pool.free(probe.block_table)

@@ -1,4 +1,4 @@
-"""Device, dtype and KV pool: decided once at start, with the arithmetic to print."""
+"""The KV pool: sized once at start, with the arithmetic to print."""
 
 from __future__ import annotations
 
@@ -10,56 +10,55 @@ from pathlib import Path
 import torch
 
 from penstock.base.errors import ConfigurationError
+from penstock.engine.compute import Compute
+from penstock.engine.formats import kv_block_bytes, model_bytes, workspace_bytes
 from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec
 
 MIB = 1 << 20
-# Below this, float32 on a CPU costs little memory and is as fast as bfloat16.
-SMALL_MODEL_PARAMETERS = 100_000_000
 CPU_KV_SHARE = 0.25
 CUDA_KV_SHARE = 0.85
 _MEMINFO = Path("/proc/meminfo")
 # A container's memory limit, cgroup v2 and v1.
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Where the model runs and how much its KV pool holds."""
 
-    device: torch.device
-    dtype: torch.dtype
+    compute: Compute
     num_blocks: int
     block_size: int
     max_model_len: int
     weight_bytes: int
     block_bytes: int
+    workspace_bytes: int
 
     def describe(self) -> str:
         """One line of arithmetic for the start log."""
+        pool = self.num_blocks * self.block_bytes
         return (
-            f"{self.device} {str(self.dtype).removeprefix('torch.')}: "
-            f"weights {self.weight_bytes / MIB:.1f} MiB, "
+            f"weights {self.weight_bytes / MIB:.1f} MiB + "
             f"KV pool {self.num_blocks} blocks x {self.block_size} tokens x "
-            f"{self.block_bytes // self.block_size} bytes = "
-            f"{self.num_blocks * self.block_bytes / MIB:.1f} MiB, "
+            f"{self.block_bytes // self.block_size} bytes = {pool / MIB:.1f} MiB + "
+            f"workspace {self.workspace_bytes / MIB:.1f} MiB = "
+            f"{(self.weight_bytes + pool + self.workspace_bytes) / MIB:.1f} MiB; "
             f"context {self.max_model_len} tokens"
         )
 
 
-def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
-    """Chooses device, dtype and the size of the KV pool.
+def plan_memory(spec: DecoderSpec, settings: EngineSettings, compute: Compute) -> MemoryPlan:
+    """Chooses the size of the KV pool.
 
     Raises:
-        ConfigurationError: the device is missing, the context asked for is longer than the model's or than
-            the pool, or the pool cannot hold one block.
+        ConfigurationError: the context asked for is longer than the model's or than the pool, or the pool
+            cannot hold one block.
     """
-    device = _device(settings)
-    dtype = _dtype(spec, settings, device)
-    weight_bytes = spec.num_parameters * dtype.itemsize
-    block_bytes = (
-        2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize * settings.block_size
+    weights = model_bytes(spec, compute.weight_format)
+    workspace = workspace_bytes(spec, settings.max_batch_tokens, settings.max_sequences)
+    block_bytes = kv_block_bytes(
+        spec, compute.kv_format, settings.block_size, is_native=compute.kernels is not None
     )
     trained = spec.context_length
     if settings.max_model_len > trained:
@@ -72,7 +71,7 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
         num_blocks = settings.kv_cache_mb * MIB // block_bytes
     else:
         useful = settings.max_sequences * -(-wanted_len // settings.block_size)
-        num_blocks = min(useful, _free_for_kv(device, weight_bytes) // block_bytes)
+        num_blocks = min(useful, _free_for_kv(compute.device, weights + workspace) // block_bytes)
     if num_blocks < 1:
         raise ConfigurationError(
             f"the KV pool cannot hold one block of {block_bytes / MIB:.1f} MiB; "
@@ -87,34 +86,15 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings) -> MemoryPlan:
             param="max_model_len",
         )
     max_len = min(wanted_len, capacity)
-    return MemoryPlan(device, dtype, num_blocks, settings.block_size, max_len, weight_bytes, block_bytes)
+    return MemoryPlan(compute, num_blocks, settings.block_size, max_len, weights, block_bytes, workspace)
 
 
-def _device(settings: EngineSettings) -> torch.device:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(
-            "device cuda was asked for, but this torch sees no GPU; see the README for the CUDA build",
-            param="device",
-        )
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
-
-
-def _dtype(spec: DecoderSpec, settings: EngineSettings, device: torch.device) -> torch.dtype:
-    if settings.dtype != "auto":
-        return _DTYPES[settings.dtype]
-    if device.type == "cpu":
-        return torch.float32 if spec.num_parameters < SMALL_MODEL_PARAMETERS else torch.bfloat16
-    return _DTYPES.get(spec.checkpoint_dtype.removeprefix("torch."), torch.bfloat16)
-
-
-def _free_for_kv(device: torch.device, weight_bytes: int) -> int:
-    """Bytes the KV pool may take, before the weights are loaded."""
+def _free_for_kv(device: torch.device, taken: int) -> int:
+    """Bytes the KV pool may take, after `taken` bytes of weights and workspace, not loaded yet."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(max(free - weight_bytes, 0) * CUDA_KV_SHARE)
-    return int(max(_available_on_cpu() - weight_bytes, 0) * CPU_KV_SHARE)
+        return int(max(free - taken, 0) * CUDA_KV_SHARE)
+    return int(max(_available_on_cpu() - taken, 0) * CPU_KV_SHARE)
 
 
 def _available_on_cpu() -> int:

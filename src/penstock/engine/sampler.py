@@ -7,6 +7,7 @@ it does not depend on the rest of the batch, survives preemption and needs no ge
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from torch import Tensor
 from penstock.engine.sequence import SamplingParams
 
 _MASK = (1 << 64) - 1
+
+
+class Sampler(Protocol):
+    """Draws tokens as :func:`sample` does."""
+
+    def __call__(
+        self, logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]
+    ) -> list[int | None]:
+        """See :func:`sample`."""
+        ...
 
 
 def uniform(seed: int, position: int) -> float:
@@ -42,35 +53,45 @@ def sample(
     tokens: list[int | None] = [
         token if sound else None for token, sound in zip(tokens_of.tolist(), is_sound, strict=True)
     ]
-    # A row's result must not depend on its neighbours: unfiltered rows invert one kind of distribution, all
-    # together; filtered rows invert one that is sorted and cut to their own top-k, each by itself.
     drawn = [row for row, param in enumerate(params) if is_sound[row] and not param.is_greedy]
-    plain = [row for row in drawn if not params[row].has_filters]
-    if plain:
-        scaled = logits[plain].double() / _column([params[row].temperature for row in plain], logits)
-        uniforms = _column([uniform(params[row].seed, positions[row]) for row in plain], logits)
-        chosen = _invert(scaled.softmax(-1), uniforms).squeeze(-1).tolist()
-        for row, token in zip(plain, chosen, strict=True):
-            tokens[row] = token
-    for row in set(drawn) - set(plain):
-        tokens[row] = _draw_filtered(logits[row], params[row], uniform(params[row].seed, positions[row]))
+    # Rows without filters need no sorting, so they are drawn in the order of the vocabulary.
+    for is_filtered, draw in ((False, _draw_plain), (True, _draw_filtered)):
+        rows = [row for row in drawn if params[row].has_filters is is_filtered]
+        if rows:
+            chosen = draw(
+                logits[rows],
+                [params[row] for row in rows],
+                _column([uniform(params[row].seed, positions[row]) for row in rows], logits),
+            )
+            for row, token in zip(rows, chosen.squeeze(-1).tolist(), strict=True):
+                tokens[row] = token
     return tokens
 
 
-def _draw_filtered(logits: Tensor, param: SamplingParams, at: float) -> int:
-    """Draws from one row (vocab_size,) through its filters, at the uniform number `at`."""
+def _draw_plain(logits: Tensor, params: SequenceOf[SamplingParams], uniforms: Tensor) -> Tensor:
+    """Draws from rows (n, vocab_size) at the uniforms (n, 1) -> int64 (n, 1)."""
+    scaled = logits.double() / _column([param.temperature for param in params], logits)
+    return _invert(scaled.softmax(-1), uniforms)
+
+
+def _draw_filtered(logits: Tensor, params: SequenceOf[SamplingParams], uniforms: Tensor) -> Tensor:
+    """Draws from rows (n, vocab_size) through their filters at the uniforms (n, 1) -> int64 (n, 1)."""
     size = logits.shape[-1]
-    if param.top_k and param.top_k < size:
-        kept, order = logits.topk(param.top_k)
+    top_k = [min(param.top_k or size, size) for param in params]
+    if max(top_k) < size:
+        kept, order = logits.topk(max(top_k))
     else:
         kept, order = logits.sort(descending=True, stable=True)
-    weights = (kept.double() / param.temperature).softmax(-1)
+    rank = torch.arange(kept.shape[-1], device=logits.device)
+    scaled = kept.double() / _column([param.temperature for param in params], logits)
+    weights = scaled.masked_fill(rank >= _column(top_k, logits), float("-inf")).softmax(-1)
     before = weights.cumsum(-1) - weights
+    outside = (before >= _column([param.top_p for param in params], logits)) | (
+        weights < weights[:, :1] * _column([param.min_p for param in params], logits)
+    )
     # The likeliest token always stays, also with top_p 0, which clients send to mean greedy.
-    outside = (before >= param.top_p) | (weights < weights[0] * param.min_p)
-    outside[0] = False
-    chosen = _invert(weights.masked_fill(outside, 0.0)[None], _column([at], logits))
-    return int(order[chosen].item())
+    outside[:, 0] = False
+    return order.gather(-1, _invert(weights.masked_fill(outside, 0.0), uniforms))
 
 
 def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -1,20 +1,25 @@
 """Which sequences run in the next step, and with how many tokens. No torch here.
 
 One token budget per step mixes decode rows and prefill chunks: decodes first, then chunks of prompts
-already admitted, then new prompts. Admission takes the blocks of the whole known text and keeps one spare
-block per running sequence; when a decode finds no block, the newest sequence is preempted by recompute:
-it gives its blocks back, keeps its tokens and waits at the head of the queue.
+already admitted, then new prompts, both in the order in which they are due. Admission takes the blocks of
+the whole known text and keeps one spare block per running sequence. When a decode finds no block, the
+running sequence of the lowest priority, the newest among equals, is preempted by recompute: it gives its
+blocks back, keeps its tokens and waits in its old place. What the prefix cache still has of it is not
+computed again.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from penstock.base.errors import EngineError, KVCapacityError
+from penstock.base.errors import DeadlineExceededError, EngineError, KVCapacityError, PenstockError
+from penstock.engine.block_tables import BlockTables
 from penstock.engine.blocks import BlockPool
+from penstock.engine.ranking import Ranking
 from penstock.engine.sequence import FinishReason, Output, Sequence, Status
 
 
@@ -47,7 +52,7 @@ class StepPlan:
 
     chunks: tuple[Chunk, ...] = ()
     failed: tuple[Output, ...] = ()
-    """Sequences that ended while planning because the pool can never hold them."""
+    """Sequences that ended while planning: past their deadline, or more than the pool can ever hold."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,9 +60,22 @@ class StepPlan:
         return sum(chunk.count for chunk in self.chunks)
 
     @property
+    def num_decodes(self) -> int:
+        """Chunks of one token, which is what a decode costs."""
+        return sum(chunk.count == 1 for chunk in self.chunks)
+
+    @property
     def sampling_chunks(self) -> list[Chunk]:
         """Chunks whose last position gives a new token, in batch order."""
         return [chunk for chunk in self.chunks if chunk.samples]
+
+
+class Pace(Protocol):
+    """Bounds the prefill that running decodes have to wait for."""
+
+    def prefill_limit(self, num_decodes: int) -> int:
+        """Prefill tokens that a step with this many decodes may compute; at least 1."""
+        ...
 
 
 @dataclass(slots=True)
@@ -66,24 +84,36 @@ class _Draft:
 
     budget: int
     chunks: list[Chunk] = field(default_factory=list)
-    planned: set[int] = field(default_factory=set)
     failed: list[Output] = field(default_factory=list)
 
     def add(self, sequence: Sequence) -> None:
         count = min(sequence.num_pending, self.budget)
         self.chunks.append(Chunk(sequence, sequence.num_computed, count))
-        self.planned.add(sequence.id)
         self.budget -= count
+
+
+def _by_due(sequence: Sequence) -> tuple[float, ...]:
+    return sequence.due, sequence.arrival, sequence.id
+
+
+def _by_rank(sequence: Sequence) -> tuple[float, ...]:
+    return sequence.priority, sequence.arrival, sequence.id
 
 
 class Scheduler:
     """Owns the queue, the running set and every block table; not thread-safe."""
 
-    def __init__(self, limits: Limits, pool: BlockPool) -> None:
+    def __init__(
+        self, limits: Limits, pool: BlockPool, *, prefix_cache: bool = True, pace: Pace | None = None
+    ) -> None:
+        """Without `pace` only `limits` bound a step."""
         self.limits = limits
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest admission first
+        self.tables = BlockTables(pool, is_caching=prefix_cache)
+        self._pace = pace
+        self.waiting = Ranking(_by_due)
+        self.running = Ranking(_by_rank)  # the last one is the first to be preempted
+        self._deadlines = Ranking(lambda sequence: (sequence.deadline, sequence.id))
         self._by_id: dict[int, Sequence] = {}
         self.num_preemptions = 0
 
@@ -97,7 +127,9 @@ class Scheduler:
         assert 0 < len(sequence.tokens) < self.limits.max_model_len + 1
         assert sequence.id not in self._by_id
         self._by_id[sequence.id] = sequence
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
+        if sequence.deadline < math.inf:
+            self._deadlines.add(sequence)
 
     def cancel(self, sequence_id: int) -> Output | None:
         """Ends a sequence in whatever state it is and frees its blocks; None if it has ended already."""
@@ -112,14 +144,20 @@ class Scheduler:
             if sequence.status is not Status.FINISHED
         ]
 
-    def schedule(self) -> StepPlan:
-        """Plans the next step: takes blocks, admits, preempts. Tokens are committed by :meth:`commit`."""
+    def schedule(self, now: float = 0.0) -> StepPlan:
+        """Plans the next step: ends what is too late, takes blocks, admits, preempts.
+
+        `now` is in seconds on the clock of the sequences' times. Tokens are committed by :meth:`commit`.
+        """
         draft = _Draft(self.limits.max_batch_tokens)
-        for sequence in [s for s in self.running if s.num_pending == 1]:
-            if draft.budget and sequence.status is Status.RUNNING and self._grow(sequence, draft):
-                draft.add(sequence)
+        self._expire(draft, now)
         for sequence in self.running:
-            if draft.budget and sequence.id not in draft.planned and sequence.num_pending > 1:
+            if draft.budget and self._is_decoding(sequence) and self._grow(sequence, draft):
+                draft.add(sequence)
+        if draft.chunks and self._pace is not None:
+            draft.budget = min(draft.budget, self._pace.prefill_limit(len(draft.chunks)))
+        for sequence in sorted((one for one in self.running if one.num_pending > 1), key=_by_due):
+            if draft.budget:
                 draft.add(sequence)
         self._admit(draft)
         return StepPlan(tuple(draft.chunks), tuple(draft.failed))
@@ -130,17 +168,26 @@ class Scheduler:
         None instead of a token ends that sequence with an error: its logits held no distribution.
         Returns one output per sampling chunk; a sequence that ended has given its blocks back.
         """
-        sampling = plan.sampling_chunks
-        assert len(tokens) == len(sampling)
+        sampled = list(zip((chunk.sequence for chunk in plan.sampling_chunks), tokens, strict=True))
+        broken = {sequence.id for sequence, token in sampled if token is None}
         for chunk in plan.chunks:
             chunk.sequence.num_computed += chunk.count
-        return [self._append(chunk.sequence, token) for chunk, token in zip(sampling, tokens, strict=True)]
+            if chunk.sequence.id not in broken:
+                self.tables.publish(chunk.sequence)
+        outputs = [self._append(sequence, token) for sequence, token in sampled]
+        if broken:
+            # Their earlier chunks are cached and may be what spoils the logits: nobody is to inherit that.
+            self.tables.forget()
+        return outputs
 
     def check(self) -> None:
-        """Asserts that blocks are conserved and that every table covers what was computed."""
-        self.pool.check(sequence.block_table for sequence in self._by_id.values())
+        """Asserts that blocks are conserved and that every sequence is where its status says."""
+        self.tables.check(self._by_id.values())
         for sequence in self._by_id.values():
-            assert len(sequence.block_table) * self.pool.block_size >= sequence.num_computed
+            assert (sequence in self.running) == (sequence.status is Status.RUNNING)
+            assert (sequence in self.waiting) == (sequence.status is Status.WAITING)
+            assert (sequence in self._deadlines) == (sequence.deadline < math.inf)
+        assert len(self.running) + len(self.waiting) == len(self._by_id)
 
     def _append(self, sequence: Sequence, token: int | None) -> Output:
         if token is None:
@@ -155,46 +202,55 @@ class Scheduler:
             return self._finish(sequence, FinishReason.LENGTH, token)
         return Output(sequence.id, token)
 
+    def _expire(self, draft: _Draft, now: float) -> None:
+        while self._deadlines and self._deadlines.first.deadline <= now:
+            late = self._deadlines.first
+            error = DeadlineExceededError(
+                f"the request's time was up after {late.deadline - late.arrival:.3g} s, "
+                f"{late.num_generated} tokens into its answer"
+            )
+            draft.failed.append(self._finish(late, FinishReason.ERROR, error=error))
+
+    @staticmethod
+    def _is_decoding(sequence: Sequence) -> bool:
+        """False also for one that was preempted in favour of another a moment ago."""
+        return sequence.status is Status.RUNNING and sequence.num_pending == 1
+
     def _grow(self, sequence: Sequence, draft: _Draft) -> bool:
-        """Gives a decoding sequence the block for its next token; False if it was preempted or failed."""
-        missing = self.pool.blocks_for(len(sequence.tokens)) - len(sequence.block_table)
-        while missing > self.pool.num_free:
-            victim = next((s for s in reversed(self.running) if s.id not in draft.planned), sequence)
-            if victim is sequence and len(self.running) == 1:
-                draft.failed.append(
-                    self._finish(sequence, FinishReason.ERROR, error=self._too_long(sequence))
-                )
+        """Gives a decoding sequence the block for its next token; False if it was preempted or failed.
+
+        The step's decodes are planned in the order of rank, so the last of the running is not among them.
+        """
+        while not self.tables.grow(sequence):
+            if len(self.running) == 1:
+                draft.failed.append(self._refuse(sequence))
                 return False
+            victim = self.running.last
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.block_table += self.pool.allocate(max(missing, 0))
         return True
 
     def _admit(self, draft: _Draft) -> None:
+        """Strictly in the order of due times: who overtakes a long prompt may keep it waiting for ever."""
         while self.waiting and draft.budget and len(self.running) < self.limits.max_sequences:
-            sequence = self.waiting[0]
-            needed = self.pool.blocks_for(len(sequence.tokens))
-            if needed > self.pool.num_blocks:
-                draft.failed.append(
-                    self._finish(sequence, FinishReason.ERROR, error=self._too_long(sequence))
-                )
+            sequence = self.waiting.first
+            if self.pool.blocks_for(len(sequence.tokens)) > self.pool.num_blocks:
+                draft.failed.append(self._refuse(sequence))
                 continue
-            if needed + len(self.running) > self.pool.num_free:
+            if not self.tables.admit(sequence, reserve=len(self.running)):
                 return
-            self.waiting.popleft()
-            sequence.block_table = self.pool.allocate(needed)
+            self.waiting.remove(sequence)
             sequence.move_to(Status.RUNNING)
-            self.running.append(sequence)
+            self.running.add(sequence)
             draft.add(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._release(sequence)
-        sequence.num_computed = 0
+        self.tables.release(sequence)
         self.num_preemptions += 1
         sequence.move_to(Status.WAITING)
-        self.waiting.appendleft(sequence)
+        self.waiting.add(sequence)
 
     def _finish(
         self,
@@ -202,21 +258,19 @@ class Scheduler:
         reason: FinishReason,
         token: int | None = None,
         *,
-        error: EngineError | None = None,
+        error: PenstockError | None = None,
     ) -> Output:
         (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
-        self._release(sequence)
+        if sequence.deadline < math.inf:
+            self._deadlines.remove(sequence)
+        self.tables.release(sequence)
         sequence.move_to(Status.FINISHED)
         del self._by_id[sequence.id]
         return Output(sequence.id, token, reason, error)
 
-    def _release(self, sequence: Sequence) -> None:
-        self.pool.free(sequence.block_table)
-        sequence.block_table = []
-
-    def _too_long(self, sequence: Sequence) -> KVCapacityError:
-        capacity = self.pool.num_blocks * self.pool.block_size
-        return KVCapacityError(
-            f"the sequence has {len(sequence.tokens)} tokens and the KV pool holds {capacity}; "
-            "raise kv_cache_mb or shorten the prompt"
+    def _refuse(self, sequence: Sequence) -> Output:
+        error = KVCapacityError(
+            f"the sequence has {len(sequence.tokens)} tokens and the KV pool holds "
+            f"{self.pool.num_blocks * self.pool.block_size}; raise kv_cache_mb or shorten the prompt"
         )
+        return self._finish(sequence, FinishReason.ERROR, error=error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
 from penstock.base.errors import PenstockError
+from penstock.engine.prefix_cache import Node
 
 
 class FinishReason(Enum):
@@ -19,6 +21,19 @@ class FinishReason(Enum):
     """The caller does not want the rest."""
     ERROR = "error"
     """The engine failed on it; the output carries the error."""
+
+
+class Priority(IntEnum):
+    """How urgent a sequence is; lower runs first."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+# Seconds that a sequence may wait before it is due. Queues are served by due time: of sequences that arrive
+# together the more urgent goes first, and one that has waited long goes before any that came later.
+PATIENCE_S = {Priority.HIGH: 0.0, Priority.NORMAL: 10.0, Priority.LOW: 60.0}
 
 
 class Status(Enum):
@@ -71,7 +86,8 @@ class Sequence:
     """Prompt and generated tokens with their place in the KV cache; owned by the scheduler.
 
     ``block_table[i]`` is the block that holds positions ``i * block_size ...``; the first `num_computed`
-    positions have their keys and values there.
+    positions have their keys and values there. The first ``len(path)`` blocks are the prefix cache's,
+    locked by this sequence, the others its own.
     """
 
     id: int
@@ -81,9 +97,24 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
+    priority: Priority = Priority.NORMAL
+    arrival: float = 0.0
+    """Seconds on the engine's clock, as all times here."""
+    deadline: float = math.inf
+    """When it ends with an error, finished or not."""
+    cache_salt: str = ""
+    """Sequences share cached blocks only with those of the same salt."""
+    path: list[Node] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache when it was first admitted; None until then."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens)
+
+    @property
+    def due(self) -> float:
+        """When it should have begun at the latest: its place in the queue."""
+        return min(self.arrival + PATIENCE_S[self.priority], self.deadline)
 
     @property
     def num_generated(self) -> int:

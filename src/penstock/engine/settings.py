@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Quantize = Literal["auto", "none", "int8", "int4"]
 
 
 class EngineSettings(BaseModel):
@@ -16,8 +18,21 @@ class EngineSettings(BaseModel):
     model: str = Field("builtin:tiny", description="builtin:tiny, a folder, or a Hugging Face id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="weights and KV cache; auto: the checkpoint's on a GPU, on a CPU float32 below 100 M "
+        description="of what is not quantised; auto: the checkpoint's on a GPU, on a CPU float32 below 100 M "
         "parameters and bfloat16 above",
+    )
+    quantize: Quantize = Field(
+        "auto",
+        description="weights; auto: int8 on a CPU with native kernels if dtype is auto too, else none",
+    )
+    kv_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="KV cache; auto: as dtype. int8 needs the native kernels"
+    )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto", description="what computes on a CPU; auto: native where it has AVX-512 VNNI, else PyTorch"
+    )
+    kernel_cache: str = Field(
+        "~/.cache/penstock/kernels", description="folder of the kernels compiled for this machine"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first GPU if there is one")
     threads: int = Field(
@@ -35,11 +50,37 @@ class EngineSettings(BaseModel):
         description="tokens computed in one step, decode rows and prefill chunks together",
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
+    prefix_cache: bool = Field(
+        True, description="keep computed KV blocks and use them again for prompts that begin alike"
+    )
+    decode_slowdown: float = Field(
+        2.5,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="how many times as long as its decodes alone a step may take when it computes "
+        "prompts too; 0: no such bound",
+    )
     kv_cache_mb: int = Field(
         0,
         ge=0,
         description="KV pool, MiB; 0: room for all sequences at full length, within a quarter of free memory",
     )
+
+    step_timeout_s: float = Field(
+        300.0,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="a step that takes longer is stuck: its requests fail, the engine is restarted; 0: off",
+    )
+
+    @field_validator("decode_slowdown")
+    @classmethod
+    def _leaves_room_for_prefill(cls, value: float) -> float:
+        if 0 < value <= 1:
+            raise ValueError("must be more than 1, which leaves no time for prompts, or 0 for no bound")
+        return value
 
     @model_validator(mode="after")
     def _every_sequence_has_a_row(self) -> Self:

@@ -94,16 +94,74 @@ def read_config(directory: Path) -> dict[str, object]:
     return config
 
 
+Progress = Callable[[int, int], None]
+
+
+def read_tensors(
+    directory: Path, spec: DecoderSpec, progress: Progress | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The decoder's parameters by name, each once and whole, in the checkpoint's dtype and its order.
+
+    What the decoder fuses is held back until all its parts are read, so that at most a few layers' worth is
+    in memory at a time. `progress` is called with (tensors read, tensors in all).
+
+    Raises:
+        CheckpointError: missing or unexpected tensors, wrong shapes, broken files.
+    """
+    table = part_table(spec)
+    shapes = parameter_shapes(spec)
+    missing = set(table)
+    unfinished: dict[str, tuple[Tensor, int]] = {}
+    for name, tensor in _tensors(directory, spec):
+        part = table.get(name)
+        if part is None:
+            if IGNORED.search(name):
+                continue
+            raise CheckpointError(f"{directory} holds a tensor the architecture does not have: {name}")
+        whole, expected = shapes[part.name], list(shapes[part.name])
+        if part.rows is not None:
+            expected[0] = part.rows
+        if list(tensor.shape) != expected:
+            raise CheckpointError(
+                f"tensor {name} has shape {tuple(tensor.shape)}, config.json implies {tuple(expected)}"
+            )
+        if name not in missing:
+            continue  # in two files: the first one counts
+        missing.remove(name)
+        if progress is not None:
+            progress(len(table) - len(missing), len(table))
+        if part.rows is None:
+            yield part.name, tensor
+            continue
+        if part.name not in unfinished:
+            unfinished[part.name] = (tensor.new_empty(whole), whole[0])
+        fused, left = unfinished.pop(part.name)
+        fused.narrow(0, part.start, part.rows).copy_(tensor)
+        if left > part.rows:
+            unfinished[part.name] = (fused, left - part.rows)
+        else:
+            yield part.name, fused
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of {len(table)} tensors, among them {min(missing)}"
+        )
+
+
+def parameter_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the decoder."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in Decoder(spec).named_parameters()}
+
+
 def load_checkpoint(
     directory: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Decoder:
     """Builds the decoder of a checkpoint folder and fills it, one tensor at a time.
 
-    Peak memory is the weights at `dtype` plus the largest single tensor. `progress` is called with
-    (tensors read, tensors in all).
+    Peak memory is the weights at `dtype` plus the tensors being fused.
 
     Raises:
         CheckpointError: unsupported config, missing or unexpected tensors, wrong shapes, broken files.
@@ -115,34 +173,11 @@ def load_checkpoint(
     if spec.tied_head:
         decoder.head.weight = decoder.embedding.weight
     decoder.rotary.inverse_frequencies = spec.rope.inverse_frequencies().to(device)
-    table = part_table(spec)
     parameters = dict(decoder.named_parameters())
-    missing = set(table)
-    for name, tensor in _tensors(directory, spec):
-        part = table.get(name)
-        if part is None:
-            if IGNORED.search(name):
-                continue
-            raise CheckpointError(f"{directory} holds a tensor the architecture does not have: {name}")
-        _copy(tensor, parameters[part.name], part, name)
-        missing.discard(name)
-        if progress is not None:
-            progress(len(table) - len(missing), len(table))
-    if missing:
-        raise CheckpointError(
-            f"{directory} lacks {len(missing)} of {len(table)} tensors, among them {min(missing)}"
-        )
+    for name, tensor in read_tensors(directory, spec, progress):
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
     return decoder.eval().requires_grad_(False)
-
-
-def _copy(tensor: Tensor, parameter: Tensor, part: Part, name: str) -> None:
-    target = parameter if part.rows is None else parameter.narrow(0, part.start, part.rows)
-    if tensor.shape != target.shape:
-        raise CheckpointError(
-            f"tensor {name} has shape {tuple(tensor.shape)}, config.json implies {tuple(target.shape)}"
-        )
-    with torch.no_grad():
-        target.copy_(tensor)
 
 
 def _tensors(directory: Path, spec: DecoderSpec) -> Iterator[tuple[str, Tensor]]:

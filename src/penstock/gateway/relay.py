@@ -31,7 +31,9 @@ logger = structlog.get_logger(__name__)
 RETRY_AFTER_S = 2
 
 # What of a request's headers a replica gets. The client's key is for us and stays here.
-_REQUEST_HEADERS = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent"})
+_REQUEST_HEADERS = frozenset(
+    {b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent", b"x-request-timeout"}
+)
 # RFC 9110 section 7.6.1: these belong to one connection. The rest replaces what we say ourselves.
 _HOP_BY_HOP = frozenset(
     {

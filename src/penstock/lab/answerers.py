@@ -37,7 +37,8 @@ class EngineAnswerer:
         Raises:
             ConfigurationError: as `load_model` does, or there is no chat template.
         """
-        self._model = load_model(settings, settings.model)
+        # Nobody waits for a stream here, and pacing would make the answers depend on time.
+        self._model = load_model(settings.model_copy(update={"decode_slowdown": 0.0}), settings.model)
         if self._model.template is None:
             raise ConfigurationError(f"{settings.model} has no chat template, so it cannot be asked")
 

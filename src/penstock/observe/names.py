@@ -49,9 +49,21 @@ ENGINE_WAITING = Metric("penstock_engine_sequences_waiting", "gauge", "Sequences
 ENGINE_KV_BLOCKS = Metric("penstock_engine_kv_blocks", "gauge", "KV blocks, by state.", ("state",))
 ENGINE_STEPS = Metric("penstock_engine_steps_total", "counter", "Engine steps.")
 ENGINE_FAILED_STEPS = Metric("penstock_engine_failed_steps_total", "counter", "Engine steps that raised.")
+ENGINE_STUCK_STEPS = Metric(
+    "penstock_engine_stuck_steps_total", "counter", "Engine steps given up by the watchdog; the process ends."
+)
 ENGINE_STEP_SECONDS = Metric("penstock_engine_step_seconds_total", "counter", "Time spent in engine steps.")
 ENGINE_PREEMPTIONS = Metric(
     "penstock_engine_preemptions_total", "counter", "Sequences that gave their KV blocks back to others."
+)
+ENGINE_PREFIX_QUERIED_TOKENS = Metric(
+    "penstock_engine_prefix_queried_tokens_total", "counter", "Prompt tokens looked up in the prefix cache."
+)
+ENGINE_PREFIX_HIT_TOKENS = Metric(
+    "penstock_engine_prefix_hit_tokens_total", "counter", "Prompt tokens found in the prefix cache."
+)
+ENGINE_EVICTIONS = Metric(
+    "penstock_engine_prefix_evictions_total", "counter", "KV blocks that the prefix cache gave up for others."
 )
 ENGINE_PROMPT_TOKENS = Metric(
     "penstock_engine_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones included."

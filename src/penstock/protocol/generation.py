@@ -13,6 +13,7 @@ from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
 MAX_STOP_STRINGS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1024  # ours: held-back text is bounded by it
 MAX_NAME_LENGTH = 256  # ours: model and user go into log lines and error messages
+MAX_SALT_LENGTH = 128  # ours: a salt is kept as long as a block of its prompts is cached
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(ge=0, le=1)]
@@ -20,6 +21,7 @@ TopP = Annotated[float, Meta(ge=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=1_000_000)]
 """-1 and 0 switch it off, as in vLLM."""
 Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=MAX_SALT_LENGTH)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -61,6 +63,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     min_p: MinP | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    cache_salt: CacheSalt | None = None
+    """vLLM's name: cached prefixes are shared only between requests that give the same one, or none."""
     user: Name | None = None
     """Written to the request's log line."""
 

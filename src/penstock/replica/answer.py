@@ -27,6 +27,9 @@ class Job:
     streams: bool
     include_usage: bool
     user: str | None
+    cache_salt: str
+    deadline: float
+    """Seconds on the engine's clock; inf for none."""
 
 
 async def answer(
@@ -35,7 +38,9 @@ async def answer(
     """Runs the job and answers the exchange; the engine lets go of it at the latest when this returns."""
 
     async def generate() -> None:
-        async with model.service.submit(job.prompt, job.sampling) as stream:
+        async with model.service.submit(
+            job.prompt, job.sampling, deadline=job.deadline, cache_salt=job.cache_salt
+        ) as stream:
             generation = Generation(stream, model.tokenizer, job.stops, len(job.prompt))
             try:
                 await (_stream if job.streams else _whole)(exchange, job, generation, on_first_token)
@@ -45,6 +50,7 @@ async def answer(
                     **({"user": job.user} if job.user is not None else {}),
                     "model": model.name,
                     "prompt_tokens": usage.prompt_tokens,
+                    "cached_tokens": usage.prompt_tokens_details.cached_tokens,
                     "completion_tokens": usage.completion_tokens,
                     "finish_reason": generation.finish_reason,
                 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 from penstock.asgi.application import Application, Endpoint
@@ -20,6 +19,7 @@ from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
 from penstock.replica.answer import Job, answer
 from penstock.replica.model import ServedModel
+from penstock.replica.request_timeout import read_request_timeout
 from penstock.replica.shapes import ChatShape, CompletionShape, Shape
 from penstock.text.template import Turn
 
@@ -58,25 +58,27 @@ class Replica:
         )
 
     async def _chat(self, exchange: Exchange) -> None:
-        started = time.perf_counter()
+        started = self._model.service.now()
+        deadline = started + read_request_timeout(exchange.headers)
         request = read_chat_request(await self._body(exchange))
         self._model.check_name(request.model)
         self._model.service.refuse_if_full()
         # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
         prompt = await asyncio.to_thread(self._encode_chat, request)
         shape = ChatShape(self._model.name, include_usage=request.includes_usage)
-        await self._answer(exchange, self._job(request, prompt, shape), started)
+        await self._answer(exchange, self._job(request, prompt, shape, deadline), started)
 
     async def _complete(self, exchange: Exchange) -> None:
-        started = time.perf_counter()
+        started = self._model.service.now()
+        deadline = started + read_request_timeout(exchange.headers)
         request = read_completion_request(await self._body(exchange))
         self._model.check_name(request.model)
         self._model.service.refuse_if_full()
         prompt = await asyncio.to_thread(self._encode_text, request.text)
         shape = CompletionShape(self._model.name, include_usage=request.includes_usage)
-        await self._answer(exchange, self._job(request, prompt, shape), started)
+        await self._answer(exchange, self._job(request, prompt, shape, deadline), started)
 
-    def _job(self, request: GenerationRequest, prompt: list[int], shape: Shape) -> Job:
+    def _job(self, request: GenerationRequest, prompt: list[int], shape: Shape, deadline: float) -> Job:
         return Job(
             prompt=prompt,
             sampling=self._model.sampling(request, len(prompt)),
@@ -85,11 +87,13 @@ class Replica:
             streams=bool(request.stream),
             include_usage=request.includes_usage,
             user=request.user,
+            cache_salt=request.cache_salt or "",
+            deadline=deadline,
         )
 
     async def _answer(self, exchange: Exchange, job: Job, started: float) -> None:
         def on_first_token() -> None:
-            self._first_token.observe(time.perf_counter() - started)
+            self._first_token.observe(self._model.service.now() - started)
 
         await answer(exchange, self._model, job, on_first_token)
 
@@ -114,8 +118,9 @@ class Replica:
         return await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
 
     async def _ready(self, exchange: Exchange) -> None:
-        if self._drain.is_draining or not self._model.service.is_alive:
-            raise NotReadyError("draining" if self._drain.is_draining else "the engine is not running")
+        refusal = self._model.service.refusal or ("draining" if self._drain.is_draining else None)
+        if refusal is not None:
+            raise NotReadyError(refusal)
         await exchange.respond(200, b'{"status":"ready"}')
 
     def _read_engine(self) -> Iterator[observe.Reading]:
@@ -123,10 +128,15 @@ class Replica:
         yield names.ENGINE_RUNNING, (), stats.num_running
         yield names.ENGINE_WAITING, (), stats.num_waiting
         yield names.ENGINE_KV_BLOCKS, ("free",), stats.num_free_blocks
-        yield names.ENGINE_KV_BLOCKS, ("held",), stats.num_blocks - stats.num_free_blocks
+        yield names.ENGINE_KV_BLOCKS, ("cached",), stats.num_cached_blocks
+        yield names.ENGINE_KV_BLOCKS, ("held",), stats.num_held_blocks
         yield names.ENGINE_STEPS, (), stats.num_steps
         yield names.ENGINE_FAILED_STEPS, (), stats.num_failed_steps
+        yield names.ENGINE_STUCK_STEPS, (), self._model.service.is_stuck
         yield names.ENGINE_STEP_SECONDS, (), stats.step_seconds
         yield names.ENGINE_PREEMPTIONS, (), stats.num_preemptions
+        yield names.ENGINE_PREFIX_QUERIED_TOKENS, (), stats.prefix_queried_tokens
+        yield names.ENGINE_PREFIX_HIT_TOKENS, (), stats.prefix_hit_tokens
+        yield names.ENGINE_EVICTIONS, (), stats.num_evictions
         yield names.ENGINE_PROMPT_TOKENS, (), stats.prompt_tokens
         yield names.ENGINE_GENERATED_TOKENS, (), stats.generated_tokens

@@ -29,7 +29,7 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Tokens so far; an end token counts, tokens computed after a stop string do not."""
-        return Usage.of(self._num_prompt_tokens, self.num_tokens)
+        return Usage.of(self._num_prompt_tokens, self.num_tokens, self._stream.num_cached_tokens)
 
     async def pieces(self) -> AsyncIterator[str]:
         """The text as it becomes certain. A piece may be empty: a token came that shows nothing yet.

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import structlog
 import torch
 
 from penstock.base.errors import CheckpointError, ConfigurationError
 from penstock.engine.checkpoint import resolve
+from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore
 from penstock.engine.memory import plan_memory
-from penstock.engine.runner import Runner
+from penstock.engine.native.build import load_kernels
+from penstock.engine.native.sampler import NativeSampler
+from penstock.engine.runner import load_runner
+from penstock.engine.sampler import sample
 from penstock.engine.scheduler import Limits
 from penstock.engine.sequence import SamplingParams, Sequence
 from penstock.engine.service import EngineService
@@ -39,8 +44,10 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
     started = time.perf_counter()
     directory = resolve(settings.model)
     spec = DecoderSpec.from_config(read_config(directory))
-    torch.set_num_threads(settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores()))
-    memory = plan_memory(spec, settings)
+    threads = settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores())
+    torch.set_num_threads(threads)
+    compute = choose_compute(spec, settings, lambda: load_kernels(Path(settings.kernel_cache).expanduser()))
+    memory = plan_memory(spec, settings, compute)
     tokenizer = Tokenizer(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)
     defaults = SamplingDefaults.of_checkpoint(directory)
@@ -50,21 +57,30 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
             f"{spec.vocab_size}: they do not belong together"
         )
     try:
-        runner = Runner.load(directory, memory, _Progress(name))
+        runner = load_runner(directory, memory, threads, _Progress(name))
     except (RuntimeError, MemoryError) as error:  # what torch raises when an allocation fails
         raise ConfigurationError(
             f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
         ) from error
     limits = Limits(settings.max_sequences, settings.max_batch_tokens, memory.max_model_len)
-    core = EngineCore(runner, limits, memory.num_blocks, memory.block_size)
+    core = EngineCore(
+        runner,
+        limits,
+        memory.num_blocks,
+        memory.block_size,
+        prefix_cache=settings.prefix_cache,
+        decode_slowdown=settings.decode_slowdown,
+        sampler=sample if compute.kernels is None else NativeSampler(compute.kernels, threads),
+    )
     _warm_up(core)
     logger.info(
         "model loaded",
         model=name,
         seconds=round(time.perf_counter() - started, 2),
         memory=memory.describe(),
-        threads=torch.get_num_threads(),
-        attention=type(runner.attention).__name__,
+        compute=compute.describe(),
+        device=str(compute.device),
+        threads=threads,
     )
     return ServedModel(
         name=name,

@@ -95,7 +95,7 @@ def attend_in_chunks(
             ]
             for kind in range(3)
         ]
-        attend = backend.bind(build_batch(StepPlan(tuple(chunks)), BLOCK_SIZE, CPU))
+        attend = backend.bind(build_batch(StepPlan(tuple(chunks)), BLOCK_SIZE))
         out = attend(layer, *(torch.cat(part) for part in parts))
         for chunk, part in zip(chunks, out.split([chunk.count for chunk in chunks]), strict=True):
             rows[chunk.sequence.id].append(part)
@@ -153,7 +153,7 @@ def test_a_long_prompt_is_attended_in_parts_with_the_same_result() -> None:
     backend = ReferenceAttention(spec, -(-length // BLOCK_SIZE), BLOCK_SIZE, torch.float32, CPU)
     sequence = Sequence(1, [0] * length, SamplingParams(max_tokens=1))
     sequence.block_table = list(range(-(-length // BLOCK_SIZE)))
-    batch = build_batch(StepPlan((Chunk(sequence, 0, length),)), BLOCK_SIZE, CPU)
+    batch = build_batch(StepPlan((Chunk(sequence, 0, length),)), BLOCK_SIZE)
     ours = backend.bind(batch)(0, query, key, value).view(length, HEADS, HEAD_DIM)
     split = [states.transpose(0, 1) for states in (query, key, value)]
     theirs = F.scaled_dot_product_attention(*split, is_causal=True, enable_gqa=True).transpose(0, 1)

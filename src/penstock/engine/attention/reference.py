@@ -24,6 +24,7 @@ class ReferenceAttention:
         self, spec: DecoderSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.spec = spec
+        self.block_size = block_size
         self.scale = spec.head_dim**-0.5
         shape = (spec.num_layers, num_blocks * block_size, spec.num_kv_heads, spec.head_dim)
         # Not filled: only written slots are ever read, and untouched memory costs nothing until it is used.
@@ -32,30 +33,36 @@ class ReferenceAttention:
 
     def bind(self, batch: Batch) -> Attend:
         """See the contract."""
-        visible = [self._masks(batch, index) for index in range(len(batch.context_slots))]
+        device = self.keys.device
+        count = len(batch.block_tables)
+        contexts = [batch.context_slots(index, self.block_size) for index in range(count)]
+        slots = [torch.from_numpy(context).to(device) for context in contexts]
+        starts = batch.query_starts.tolist()
+        written = torch.cat([slots[i][starts[i] - starts[i + 1] :] for i in range(count)])
+        positions = torch.from_numpy(batch.positions).to(device)
+        visible = [self._masks(positions[starts[i] : starts[i + 1]], len(slots[i])) for i in range(count)]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self.keys[layer].index_copy_(0, batch.slots, key)
-            self.values[layer].index_copy_(0, batch.slots, value)
+            self.keys[layer].index_copy_(0, written, key.to(self.keys.dtype))
+            self.values[layer].index_copy_(0, written, value.to(self.keys.dtype))
             window = self.spec.windows[layer]
             out = torch.empty_like(query)
-            for index, slots in enumerate(batch.context_slots):
-                start, end = batch.query_starts[index], batch.query_starts[index + 1]
+            for index in range(count):
+                start, end = starts[index], starts[index + 1]
                 out[start:end] = self._attend_one(
                     query[start:end],
-                    self.keys[layer].index_select(0, slots),
-                    self.values[layer].index_select(0, slots),
+                    self.keys[layer].index_select(0, slots[index]),
+                    self.values[layer].index_select(0, slots[index]),
                     visible[index][window],
                 )
             return out.flatten(1)
 
         return attend
 
-    def _masks(self, batch: Batch, index: int) -> dict[int | None, Tensor]:
-        """For each window the model uses: bool (count, context), True where a query sees a position."""
-        start, end = batch.query_starts[index], batch.query_starts[index + 1]
-        queries = batch.positions[start:end, None]
-        context = torch.arange(len(batch.context_slots[index]), device=queries.device)[None, :]
+    def _masks(self, positions: Tensor, length: int) -> dict[int | None, Tensor]:
+        """For each window the model uses: bool (count, length), True where a query sees a position."""
+        queries = positions[:, None]
+        context = torch.arange(length, device=positions.device)[None, :]
         causal = context <= queries
         return {
             window: causal if window is None else causal & (context > queries - window)

@@ -1,0 +1,166 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace penstock {
+namespace {
+
+// Row work is handed out in pieces of this many rows: one row is too short to be worth a hand-over.
+constexpr int64_t kRowGrain = 8;
+
+template <class Work>
+void over_rows(Pool& pool, int64_t rows, Work&& work) {
+  pool.run(ceil_div(rows, kRowGrain), [&](int64_t chunk) {
+    for (int64_t i = chunk * kRowGrain; i < std::min((chunk + 1) * kRowGrain, rows); ++i) work(i);
+  });
+}
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<Weight> embedding,
+                 std::vector<float> norm, std::shared_ptr<Weight> head, std::shared_ptr<KVCache> cache, int threads)
+    : shape_(std::move(shape)),
+      layers_(std::move(layers)),
+      embedding_(std::move(embedding)),
+      head_(std::move(head)),
+      norm_(std::move(norm)),
+      cache_(std::move(cache)),
+      qkv_width_((shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim),
+      out_width_(shape_.heads * shape_.head_dim),
+      widest_(std::max({shape_.hidden_size, out_width_, shape_.intermediate_size})),
+      pool_(threads) {
+  const auto hidden = static_cast<size_t>(shape_.hidden_size), head_dim = static_cast<size_t>(shape_.head_dim);
+  const auto fits = [](const Weight& w, int64_t n, int64_t k) { return w.n == n && w.k == k; };
+  require(fits(*embedding_, shape_.vocab_size, shape_.hidden_size), "the embedding has another shape");
+  require(fits(*head_, shape_.vocab_size, shape_.hidden_size), "the head has another shape");
+  require(norm_.size() == hidden, "the last norm has another size");
+  require(shape_.frequencies.size() * 2 == head_dim, "there is one frequency for two elements of a head");
+  require(cache_->shape.layers == static_cast<int64_t>(layers_.size()) &&
+              cache_->shape.kv_heads == shape_.kv_heads && cache_->shape.head_dim == shape_.head_dim,
+          "the KV cache has another shape");
+  const int64_t gates = round_up(shape_.intermediate_size, kLanes);
+  for (const Layer& layer : layers_) {
+    require(fits(*layer.qkv, qkv_width_, shape_.hidden_size), "a qkv projection has another shape");
+    require(fits(*layer.output, shape_.hidden_size, out_width_), "an output projection has another shape");
+    require(fits(*layer.gate_up, 2 * gates, shape_.hidden_size), "a gate and up projection has another shape");
+    require(fits(*layer.down, shape_.hidden_size, shape_.intermediate_size), "a down projection has another shape");
+    require(layer.input_norm.size() == hidden && layer.post_attention_norm.size() == hidden,
+            "a norm has another size");
+    require(layer.q_norm.size() == layer.k_norm.size() &&
+                (layer.q_norm.empty() || layer.q_norm.size() == head_dim),
+            "a norm of queries or keys has another size");
+  }
+}
+
+template <class RowAt>
+void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at) {
+  activations_.shape(rows, to.k);
+  // A tile belongs to one thread: its rows share cache lines.
+  pool_.run(activations_.tiles(), [&](int64_t t) {
+    for (int64_t i = activations_.tile_start(t); i < activations_.tile_start(t + 1); ++i) {
+      to.prepare(activations_, i, row_at(i), norm, shape_.eps);
+    }
+  });
+}
+
+void Decoder::step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits) {
+  reserve(batch.tokens);
+  const int64_t hidden = shape_.hidden_size;
+  over_rows(pool_, batch.tokens, [&](int64_t i) { embedding_->unpack(tokens[i], states_.data() + i * hidden); });
+  rotations(batch);
+  const int64_t mlp_width = round_up(shape_.intermediate_size, kLanes);
+  const auto state = [&](int64_t i) { return states_.data() + i * hidden; };
+  for (size_t index = 0; index < layers_.size(); ++index) {
+    const Layer& layer = layers_[index];
+    prepare(*layer.qkv, batch.tokens, layer.input_norm.data(), state);
+    layer.qkv->product(pool_, activations_, qkv_.data(), qkv_width_, Into::kStore);
+    attention(layer, static_cast<int64_t>(index), batch);
+    prepare(*layer.output, batch.tokens, nullptr, [&](int64_t i) { return attended_.data() + i * out_width_; });
+    layer.output->product(pool_, activations_, states_.data(), hidden, Into::kAdd);
+    prepare(*layer.gate_up, batch.tokens, layer.post_attention_norm.data(), state);
+    layer.gate_up->product(pool_, activations_, mlp_.data(), mlp_width, Into::kSiluMul);
+    prepare(*layer.down, batch.tokens, nullptr, [&](int64_t i) { return mlp_.data() + i * mlp_width; });
+    layer.down->product(pool_, activations_, states_.data(), hidden, Into::kAdd);
+  }
+  prepare(*head_, num_rows, norm_.data(), [&](int64_t i) { return states_.data() + rows[i] * hidden; });
+  head_->product(pool_, activations_, logits, shape_.vocab_size, Into::kStore);
+}
+
+void Decoder::attention(const Layer& layer, int64_t index, const Batch& batch) {
+  // Every key and value of the step is in the cache before any query looks for it.
+  pool_.run(batch.sequences, [&](int64_t s) {
+    for (int64_t token = batch.query_starts[s]; token < batch.query_starts[s + 1]; ++token) {
+      rotate_and_store(layer, index, batch, s, token);
+    }
+  });
+  cache_->attend(pool_, batch, index, shape_.heads, layer.window, qkv_.data(), qkv_width_, attended_.data(),
+                 out_width_);
+}
+
+void Decoder::rotate_and_store(const Layer& layer, int64_t index, const Batch& batch, int64_t sequence,
+                               int64_t token) {
+  const int64_t half = shape_.head_dim / 2;
+  const float *cos = cos_.data() + token * half, *sin = sin_.data() + token * half;
+  float* heads = qkv_.data() + token * qkv_width_;
+  float* keys = heads + out_width_;
+  float* values = keys + shape_.kv_heads * shape_.head_dim;
+  for (int64_t h = 0; h < shape_.heads; ++h) norm_and_rotate(heads + h * shape_.head_dim, layer.q_norm, cos, sin);
+  for (int64_t h = 0; h < shape_.kv_heads; ++h) norm_and_rotate(keys + h * shape_.head_dim, layer.k_norm, cos, sin);
+  cache_->store(index, batch.table(sequence), batch.positions[token], keys, values);
+}
+
+void Decoder::norm_and_rotate(float* head, const std::vector<float>& norm, const float* cos, const float* sin) const {
+  const int64_t half = shape_.head_dim / 2;
+  if (!norm.empty()) {
+    const float scale = inverse_rms(head, shape_.head_dim, shape_.eps);
+    for (int64_t i = 0; i < shape_.head_dim; ++i) head[i] = head[i] * scale * norm[i];
+  }
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = head[i], second = head[i + half];
+    head[i] = first * cos[i] - second * sin[i];
+    head[i + half] = second * cos[i] + first * sin[i];
+  }
+}
+
+void Decoder::rotations(const Batch& batch) {
+  const int64_t half = shape_.head_dim / 2;
+  over_rows(pool_, batch.tokens, [&](int64_t t) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = static_cast<float>(batch.positions[t]) * shape_.frequencies[i];
+      cos_.data()[t * half + i] = std::cos(angle) * shape_.rotary_scale;
+      sin_.data()[t * half + i] = std::sin(angle) * shape_.rotary_scale;
+    }
+  });
+}
+
+void Decoder::reserve(int64_t tokens) {
+  states_.reserve(tokens * shape_.hidden_size);
+  qkv_.reserve(tokens * qkv_width_);
+  attended_.reserve(tokens * out_width_);
+  mlp_.reserve(tokens * round_up(shape_.intermediate_size, kLanes));
+  cos_.reserve(tokens * shape_.head_dim / 2);
+  sin_.reserve(tokens * shape_.head_dim / 2);
+  activations_.reserve(tokens, widest_);
+}
+
+int64_t Decoder::workspace_bytes(int64_t tokens) const {
+  const int64_t floats = shape_.hidden_size + qkv_width_ + out_width_ + round_up(shape_.intermediate_size, kLanes) +
+                         shape_.head_dim + widest_;
+  return tokens * (floats * static_cast<int64_t>(sizeof(float)) + widest_);
+}
+
+int64_t Decoder::weight_bytes() const {
+  int64_t bytes = head_->bytes() + (embedding_ == head_ ? 0 : embedding_->bytes());
+  for (const Layer& layer : layers_) {
+    bytes += layer.qkv->bytes() + layer.output->bytes() + layer.gate_up->bytes() + layer.down->bytes();
+  }
+  return bytes;
+}
+
+}  // namespace penstock

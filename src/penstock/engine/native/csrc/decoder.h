@@ -1,0 +1,62 @@
+// The decoder's forward pass over a flat batch: norms, products, rotation, attention, MLP, all in float32
+// between the products. Mirrors engine/decoder.py, which it is tested against.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+
+namespace penstock {
+
+struct DecoderShape {
+  int64_t hidden_size, intermediate_size, heads, kv_heads, head_dim, vocab_size;
+  float eps;                      // of the norms
+  std::vector<float> frequencies;  // of the rotation, head_dim / 2: radians a position
+  float rotary_scale;             // of cos and sin (yarn)
+};
+
+struct Layer {
+  std::shared_ptr<Weight> qkv, output, gate_up, down;
+  std::vector<float> input_norm, post_attention_norm;
+  std::vector<float> q_norm, k_norm;  // empty: none
+  int64_t window = 0;                 // latest positions that a query sees; 0: all
+};
+
+class Decoder {
+ public:
+  // `embedding` may be the head itself. Throws std::invalid_argument if shapes do not fit together.
+  Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<Weight> embedding,
+          std::vector<float> norm, std::shared_ptr<Weight> head, std::shared_ptr<KVCache> cache, int threads);
+
+  // Computes the batch into the cache; `logits` is (num_rows, vocab_size), of tokens rows[0 .. num_rows).
+  // `tokens` are within the vocabulary. One call at a time.
+  void step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits);
+
+  // What the buffers of a step of that many tokens take.
+  int64_t workspace_bytes(int64_t tokens) const;
+  int64_t weight_bytes() const;
+
+ private:
+  void reserve(int64_t tokens);
+  template <class RowAt>
+  void prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at);
+  void attention(const Layer& layer, int64_t index, const Batch& batch);
+  void rotate_and_store(const Layer& layer, int64_t index, const Batch& batch, int64_t sequence, int64_t token);
+  void norm_and_rotate(float* head, const std::vector<float>& norm, const float* cos, const float* sin) const;
+  void rotations(const Batch& batch);
+
+  const DecoderShape shape_;
+  const std::vector<Layer> layers_;
+  const std::shared_ptr<Weight> embedding_, head_;
+  const std::vector<float> norm_;
+  const std::shared_ptr<KVCache> cache_;
+  const int64_t qkv_width_, out_width_, widest_;
+  Pool pool_;
+  Activations activations_;
+  Buffer<float> states_, qkv_, attended_, mlp_, cos_, sin_;
+};
+
+}  // namespace penstock

@@ -1,0 +1,362 @@
+// The four storage formats of a weight and their inner loops.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "linear.h"
+
+namespace penstock {
+namespace {
+
+using Accumulators = __m512[2];
+using Sums = __m512i[2];
+
+// Calls `Kernel<R>::run` for R = count, so that each height has a loop of its own with everything in registers.
+template <template <int> class Kernel, class... Args>
+void by_height(int count, Args&&... args) {
+  switch (count) {
+#define PENSTOCK_HEIGHT(R) \
+  case R:                  \
+    return Kernel<R>::run(args...);
+    PENSTOCK_HEIGHT(1) PENSTOCK_HEIGHT(2) PENSTOCK_HEIGHT(3) PENSTOCK_HEIGHT(4)
+    PENSTOCK_HEIGHT(5) PENSTOCK_HEIGHT(6) PENSTOCK_HEIGHT(7) PENSTOCK_HEIGHT(8)
+    PENSTOCK_HEIGHT(9) PENSTOCK_HEIGHT(10) PENSTOCK_HEIGHT(11) PENSTOCK_HEIGHT(12)
+#undef PENSTOCK_HEIGHT
+    default:
+      throw std::invalid_argument("a tile has 1 to 12 rows");
+  }
+}
+
+// The 32 weights of one input in a panel, as float32: channels 0..15 and 16..31.
+inline void load_pair(const float* at, __m512& low, __m512& high) {
+  low = _mm512_load_ps(at);
+  high = _mm512_load_ps(at + kLanes);
+}
+// bfloat16: channels c and c + 16 lie side by side, so that a shift and a mask make float32 of them.
+inline void load_pair(const bf16* at, __m512& low, __m512& high) {
+  const __m512i both = _mm512_load_si512(at);
+  low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
+template <class Element>
+struct FloatKernel {
+  // Three rows at a time, with four partial sums each: enough to hide the latency of the addition. The order of
+  // the sums is the same for every height, so that a row's result is.
+  static constexpr int U = 4, kRowsAtOnce = 3;
+
+  template <int R>
+  struct Of {
+    static void run(const Element* panel, int64_t k, const float* x, float* out) {
+      for (int base = 0; base + kRowsAtOnce <= R; base += kRowsAtOnce) {
+        block<kRowsAtOnce, R>(panel, k, x + base, out + base * kPanel);
+      }
+      constexpr int kLeft = R % kRowsAtOnce;
+      if constexpr (kLeft > 0) block<kLeft, R>(panel, k, x + R - kLeft, out + (R - kLeft) * kPanel);
+    }
+  };
+
+  // R rows of a tile of `height`.
+  template <int R, int height>
+  static void block(const Element* w, int64_t k, const float* x, float* out) {
+    __m512 sums[U][R][2];
+#pragma GCC unroll 16
+    for (auto& unit : sums)
+      for (auto& row : unit) row[0] = row[1] = _mm512_setzero_ps();
+    int64_t j = 0;
+    for (; j + U <= k; j += U, w += U * kPanel, x += U * height) {
+#pragma GCC unroll 16
+      for (int u = 0; u < U; ++u) add<R>(w + u * kPanel, x + u * height, sums[u]);
+    }
+    for (; j < k; ++j, w += kPanel, x += height) add<R>(w, x, sums[0]);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      for (int half = 0; half < 2; ++half) {
+        const __m512 sum = _mm512_add_ps(_mm512_add_ps(sums[0][r][half], sums[1][r][half]),
+                                         _mm512_add_ps(sums[2][r][half], sums[3][r][half]));
+        _mm512_store_ps(out + r * kPanel + half * kLanes, sum);
+      }
+    }
+  }
+
+  template <int R>
+  static inline void add(const Element* w, const float* x, __m512 (&sums)[R][2]) {
+    __m512 low, high;
+    load_pair(w, low, high);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const __m512 v = _mm512_set1_ps(x[r]);
+      sums[r][0] = _mm512_fmadd_ps(low, v, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(high, v, sums[r][1]);
+    }
+  }
+};
+
+template <class Element>
+class FloatWeight : public Weight {
+ public:
+  FloatWeight(int64_t n, int64_t k) : Weight(n, k), panels_(panels() * k * kPanel) {}
+
+  void pack(int64_t start, int64_t count, const float* rows) override {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < k; ++j) put(start + i, j, rows[i * k + j]);
+  }
+  void unpack(int64_t i, float* out) const override {
+    for (int64_t j = 0; j < k; ++j) out[j] = to_float(panels_.data()[place(i, j)]);
+  }
+  void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const override {
+    to.set_float(i, x, norm, eps);
+  }
+  void tile(int64_t panel, const Activations& from, int64_t t, float* out) const override {
+    by_height<FloatKernel<Element>::template Of>(from.tile_height(t), panels_.data() + panel * k * kPanel, k,
+                                                 from.values(t), out);
+  }
+  int64_t bytes() const override { return panels_.bytes(); }
+
+ private:
+  int64_t place(int64_t i, int64_t j) const {
+    const int64_t channel = i % kPanel;
+    const int64_t lane = sizeof(Element) == 2 ? channel % kLanes * 2 + channel / kLanes : channel;
+    return (i / kPanel * k + j) * kPanel + lane;
+  }
+  void put(int64_t i, int64_t j, float value) {
+    if constexpr (sizeof(Element) == 2) {
+      panels_.data()[place(i, j)] = to_bf16(value);
+    } else {
+      panels_.data()[place(i, j)] = value;
+    }
+  }
+  Buffer<Element> panels_;
+};
+
+// The value of largest magnitude, with its sign. Throws where one is not finite: its whole row would be lost.
+float extreme_of(const float* first, const float* last) {
+  float extreme = 0.0f;
+  for (; first != last; ++first) {
+    if (!std::isfinite(*first)) throw std::invalid_argument("a value is not finite");
+    if (std::abs(*first) > std::abs(extreme)) extreme = *first;
+  }
+  return extreme;
+}
+
+// int8: one scale a channel. Stored with 128 added, because the instruction multiplies unsigned by signed and
+// can broadcast only the signed side, the activations, from memory; what the 128 adds, 128 times the sum of the
+// row's codes, is taken off at the end. Four consecutive inputs of a channel lie together.
+class Int8Weight : public Weight {
+ public:
+  Int8Weight(int64_t n, int64_t k)
+      : Weight(n, k), quads_(ceil_div(k, 4)), codes_(panels() * quads_ * kQuadBytes), scales_(panels() * kPanel) {
+    if (k > kMaxInputs) throw std::invalid_argument("int8 sums of that many inputs could leave int32");
+  }
+
+  void pack(int64_t start, int64_t count, const float* rows) override {
+    for (int64_t i = start; i < start + count; ++i, rows += k) {
+      const float absmax = std::abs(extreme_of(rows, rows + k));
+      const float inverse = absmax > 0.0f ? 127.0f / absmax : 0.0f;
+      scales_.data()[i] = absmax / 127.0f;
+      for (int64_t j = 0; j < k; ++j) {
+        codes_.data()[place(i, j)] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(rows[j] * inverse)) + 128);
+      }
+    }
+  }
+  void unpack(int64_t i, float* out) const override {
+    for (int64_t j = 0; j < k; ++j) {
+      out[j] = scales_.data()[i] * static_cast<float>(codes_.data()[place(i, j)] - 128);
+    }
+  }
+  void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const override {
+    to.set_codes(i, x, norm, eps);
+  }
+  void tile(int64_t panel, const Activations& from, int64_t t, float* out) const override {
+    by_height<Kernel>(from.tile_height(t), codes_.data() + panel * quads_ * kQuadBytes, quads_, from, t,
+                      scales_.data() + panel * kPanel, out);
+  }
+  int64_t bytes() const override { return codes_.bytes() + scales_.bytes(); }
+
+ private:
+  static constexpr int64_t kQuadBytes = 4 * kPanel;
+  static constexpr int64_t kMaxInputs = 65'536;  // 2^31 / (255 * 128)
+
+  template <int R>
+  struct Kernel {
+    static void run(const uint8_t* w, int64_t quads, const Activations& from, int64_t t, const float* scales,
+                    float* out) {
+      // Sums of integers do not depend on their order: few rows use several partial sums to hide latency.
+      constexpr int U = R == 1 ? 4 : R <= 3 ? 2 : 1;
+      const int32_t* x = from.quads(t);
+      const int64_t row = from.tile_start(t);
+      __m512i sums[U][R][2];
+#pragma GCC unroll 16
+      for (auto& unit : sums)
+        for (auto& pair : unit) pair[0] = pair[1] = _mm512_setzero_si512();
+      int64_t q = 0;
+      for (; q + U <= quads; q += U, w += U * kQuadBytes, x += U * R) {
+#pragma GCC unroll 4
+        for (int u = 0; u < U; ++u) add(w + u * kQuadBytes, x + u * R, sums[u]);
+      }
+      for (; q < quads; ++q, w += kQuadBytes, x += R) add(w, x, sums[0]);
+      const __m512 scale0 = _mm512_load_ps(scales), scale1 = _mm512_load_ps(scales + kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        for (int u = 1; u < U; ++u) {
+          sums[0][r][0] = _mm512_add_epi32(sums[0][r][0], sums[u][r][0]);
+          sums[0][r][1] = _mm512_add_epi32(sums[0][r][1], sums[u][r][1]);
+        }
+        const __m512i excess = _mm512_set1_epi32(128 * from.sum(row + r));
+        const __m512 scale = _mm512_set1_ps(from.scale(row + r));
+        const __m512 y0 = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[0][r][0], excess));
+        const __m512 y1 = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[0][r][1], excess));
+        _mm512_store_ps(out + r * kPanel, _mm512_mul_ps(_mm512_mul_ps(y0, scale0), scale));
+        _mm512_store_ps(out + r * kPanel + kLanes, _mm512_mul_ps(_mm512_mul_ps(y1, scale1), scale));
+      }
+    }
+    static inline void add(const uint8_t* w, const int32_t* x, __m512i (&sums)[R][2]) {
+      const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const __m512i v = _mm512_set1_epi32(x[r]);
+        sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], w0, v);
+        sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], w1, v);
+      }
+    }
+  };
+
+  int64_t place(int64_t i, int64_t j) const {
+    return (i / kPanel * quads_ + j / 4) * kQuadBytes + i % kPanel * 4 + j % 4;
+  }
+
+  int64_t quads_;
+  Buffer<uint8_t> codes_;
+  Buffer<float> scales_;
+};
+
+// int4: a float16 scale for every 32 inputs of a channel, codes -8..7 stored with 8 added. A block holds 32
+// inputs of a panel: 8 quads, two to a byte (the even one in the low half), then the 32 scales.
+class Int4Weight : public Weight {
+ public:
+  Int4Weight(int64_t n, int64_t k)
+      : Weight(n, k), groups_(ceil_div(k, kGroup)), blocks_(panels() * groups_ * kBlockBytes) {
+    // Inputs beyond k multiply zeros, whatever code they have.
+  }
+
+  void pack(int64_t start, int64_t count, const float* rows) override {
+    for (int64_t i = start; i < start + count; ++i, rows += k) {
+      for (int64_t group = 0; group < groups_; ++group) {
+        const int64_t first = group * kGroup, last = std::min(first + kGroup, k);
+        // The largest value becomes -8, the one code that has no opposite.
+        const uint16_t scale = _cvtss_sh(extreme_of(rows + first, rows + last) / -8.0f, _MM_FROUND_TO_NEAREST_INT);
+        const float step = _cvtsh_ss(scale);
+        const float inverse = step != 0.0f ? 1.0f / step : 0.0f;
+        uint8_t* block = block_of(i, group);
+        std::memcpy(block + kCodeBytes + i % kPanel * 2, &scale, sizeof scale);
+        for (int64_t j = first; j < last; ++j) {
+          const int code = static_cast<int>(std::nearbyint(rows[j] * inverse));
+          const auto nibble = static_cast<uint8_t>(std::clamp(code, -8, 7) + 8);
+          uint8_t& byte = block[place(i, j)];
+          byte = is_high(j) ? (byte & 0x0F) | (nibble << 4) : (byte & 0xF0) | nibble;
+        }
+      }
+    }
+  }
+  void unpack(int64_t i, float* out) const override {
+    for (int64_t j = 0; j < k; ++j) {
+      const uint8_t* block = const_cast<Int4Weight*>(this)->block_of(i, j / kGroup);
+      uint16_t scale;
+      std::memcpy(&scale, block + kCodeBytes + i % kPanel * 2, sizeof scale);
+      const uint8_t byte = block[place(i, j)];
+      out[j] = _cvtsh_ss(scale) * static_cast<float>((is_high(j) ? byte >> 4 : byte & 0x0F) - 8);
+    }
+  }
+  void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const override {
+    to.set_codes(i, x, norm, eps);
+  }
+  void tile(int64_t panel, const Activations& from, int64_t t, float* out) const override {
+    const uint8_t* blocks = blocks_.data() + panel * groups_ * kBlockBytes;
+    const int height = from.tile_height(t);
+    for (int done = 0; done < height; done += kRowsAtOnce) {
+      by_height<Kernel>(std::min(kRowsAtOnce, height - done), blocks, groups_, from, t, done, out + done * kPanel);
+    }
+  }
+  int64_t bytes() const override { return blocks_.bytes(); }
+
+ private:
+  static constexpr int64_t kCodeBytes = kGroup * kPanel / 2, kBlockBytes = kCodeBytes + 2 * kPanel;
+  static constexpr int kRowsAtOnce = 6;  // four sums each, beside four vectors of codes and two of scales
+
+  template <int R>
+  struct Kernel {
+    // Rows first .. first + R of tile t.
+    static void run(const uint8_t* block, int64_t groups, const Activations& from, int64_t t, int first, float* out) {
+      if constexpr (R <= kRowsAtOnce) {
+        const int64_t row = from.tile_start(t) + first, height = from.tile_height(t);
+        const int32_t* x = from.quads(t) + first;
+        __m512 totals[R][2];
+#pragma GCC unroll 8
+        for (auto& pair : totals) pair[0] = pair[1] = _mm512_setzero_ps();
+        for (int64_t group = 0; group < groups; ++group, block += kBlockBytes, x += kGroup / 4 * height) {
+          __m512i sums[R][2];
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            sums[r][0] = sums[r][1] = _mm512_set1_epi32(-8 * from.group_sums(row + r)[group]);
+          }
+          add(block, x, height, sums);
+          scale_group(block + kCodeBytes, sums, totals);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const __m512 scale = _mm512_set1_ps(from.scale(row + r));
+          _mm512_store_ps(out + r * kPanel, _mm512_mul_ps(totals[r][0], scale));
+          _mm512_store_ps(out + r * kPanel + kLanes, _mm512_mul_ps(totals[r][1], scale));
+        }
+      }
+    }
+    static inline void add(const uint8_t* codes, const int32_t* x, int64_t height, __m512i (&sums)[R][2]) {
+      const __m512i low = _mm512_set1_epi8(0x0F);
+#pragma GCC unroll 4
+      for (int pair = 0; pair < kGroup / 8; ++pair, codes += 128, x += 2 * height) {
+        const __m512i both0 = _mm512_load_si512(codes), both1 = _mm512_load_si512(codes + 64);
+        const __m512i even0 = _mm512_and_si512(both0, low), even1 = _mm512_and_si512(both1, low);
+        const __m512i odd0 = _mm512_and_si512(_mm512_srli_epi16(both0, 4), low);
+        const __m512i odd1 = _mm512_and_si512(_mm512_srli_epi16(both1, 4), low);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const __m512i even = _mm512_set1_epi32(x[r]), odd = _mm512_set1_epi32(x[height + r]);
+          sums[r][0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[r][0], even0, even), odd0, odd);
+          sums[r][1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[r][1], even1, even), odd1, odd);
+        }
+      }
+    }
+    static inline void scale_group(const uint8_t* scales, const __m512i (&sums)[R][2], __m512 (&totals)[R][2]) {
+      const auto* halves = reinterpret_cast<const __m256i*>(scales);
+      const __m512 scale0 = _mm512_cvtph_ps(_mm256_load_si256(halves));
+      const __m512 scale1 = _mm512_cvtph_ps(_mm256_load_si256(halves + 1));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        totals[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][0]), scale0, totals[r][0]);
+        totals[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][1]), scale1, totals[r][1]);
+      }
+    }
+  };
+
+  uint8_t* block_of(int64_t i, int64_t group) {
+    return blocks_.data() + (i / kPanel * groups_ + group) * kBlockBytes;
+  }
+  static bool is_high(int64_t j) { return j / 4 % 2 == 1; }
+  static int64_t place(int64_t i, int64_t j) { return j % kGroup / 8 * 128 + i % kPanel * 4 + j % 4; }
+
+  int64_t groups_;
+  Buffer<uint8_t> blocks_;
+};
+
+}  // namespace
+
+std::unique_ptr<Weight> make_weight(const char* format, int64_t n, int64_t k) {
+  const std::string name = format;
+  if (name == "float32") return std::make_unique<FloatWeight<float>>(n, k);
+  if (name == "bfloat16") return std::make_unique<FloatWeight<bf16>>(n, k);
+  if (name == "int8") return std::make_unique<Int8Weight>(n, k);
+  if (name == "int4") return std::make_unique<Int4Weight>(n, k);
+  throw std::invalid_argument("unknown weight format " + name);
+}
+
+}  // namespace penstock

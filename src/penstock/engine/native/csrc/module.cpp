@@ -1,0 +1,205 @@
+// What Python sees. Arrays are numpy's, checked here; every call that computes gives the interpreter's lock up.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "decoder.h"
+#include "sampler.h"
+
+namespace py = pybind11;
+using namespace penstock;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;  // no forcecast: another dtype is a defect of the caller
+
+template <class T>
+void require_shape(const Array<T>& array, std::initializer_list<int64_t> shape, const char* name) {
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = array.shape(i) == shape.begin()[i];
+  if (!fits) throw std::invalid_argument(std::string(name) + " has the wrong shape");
+}
+
+// Borrows the arrays, which must outlive it.
+Batch batch_of(const Array<int32_t>& positions, const Array<int32_t>& starts, const Array<int32_t>& tables,
+               const KVShape& cache) {
+  Batch batch;
+  batch.tokens = positions.shape(0);
+  batch.sequences = starts.shape(0) - 1;
+  require_shape(positions, {batch.tokens}, "positions");
+  if (tables.ndim() != 2) throw std::invalid_argument("block_tables has the wrong shape");
+  batch.table_stride = tables.shape(1);
+  require_shape(tables, {batch.sequences, batch.table_stride}, "block_tables");
+  batch.positions = positions.data();
+  batch.query_starts = starts.data();
+  batch.block_tables = tables.data();
+  if (batch.sequences < 1 || starts.data()[0] != 0 || starts.data()[batch.sequences] != batch.tokens) {
+    throw std::invalid_argument("query_starts must run from 0 to the number of tokens");
+  }
+  for (int64_t s = 0; s < batch.sequences; ++s) {
+    const int64_t first = batch.query_starts[s], end = batch.query_starts[s + 1];
+    if (first >= end) throw std::invalid_argument("every sequence has at least one token");
+    const int64_t last = batch.positions[end - 1];
+    if (last / cache.block_size >= batch.table_stride) throw std::invalid_argument("a block table is too short");
+    for (int64_t b = 0; b <= last / cache.block_size; ++b) {
+      if (batch.table(s)[b] < 0 || batch.table(s)[b] >= cache.blocks) throw std::invalid_argument("no such block");
+    }
+    for (int64_t t = first; t < end; ++t) {
+      if (batch.positions[t] != last - (end - 1 - t) || batch.positions[t] < 0) {
+        throw std::invalid_argument("positions of a sequence must follow each other");
+      }
+    }
+  }
+  return batch;
+}
+
+void step(Decoder& decoder, const KVCache& cache, int64_t vocab_size, const Array<int32_t>& tokens,
+          const Array<int32_t>& positions, const Array<int32_t>& starts, const Array<int32_t>& tables,
+          const Array<int32_t>& rows, Array<float>& logits) {
+  const Batch batch = batch_of(positions, starts, tables, cache.shape);
+  require_shape(tokens, {batch.tokens}, "tokens");
+  require_shape(logits, {rows.shape(0), vocab_size}, "logits");
+  for (int64_t t = 0; t < batch.tokens; ++t) {
+    if (tokens.data()[t] < 0 || tokens.data()[t] >= vocab_size) throw std::invalid_argument("no such token");
+  }
+  for (int64_t r = 0; r < rows.shape(0); ++r) {
+    if (rows.data()[r] < 0 || rows.data()[r] >= batch.tokens) throw std::invalid_argument("no such row");
+  }
+  float* out = logits.mutable_data();
+  py::gil_scoped_release release;
+  decoder.step(tokens.data(), batch, rows.data(), rows.shape(0), out);
+}
+
+Array<float> linear(const Weight& weight, Pool& pool, const Array<float>& x) {
+  if (x.ndim() != 2 || x.shape(1) != weight.k) throw std::invalid_argument("x has the wrong shape");
+  Array<float> out({x.shape(0), static_cast<py::ssize_t>(weight.n)});
+  const float* from = x.data();
+  float* to = out.mutable_data();
+  const int64_t rows = x.shape(0);
+  py::gil_scoped_release release;
+  Activations activations;
+  activations.shape(rows, weight.k);
+  for (int64_t i = 0; i < rows; ++i) weight.prepare(activations, i, from + i * weight.k, nullptr, 0.0f);
+  weight.product(pool, activations, to, weight.n, Into::kStore);
+  return out;
+}
+
+Array<float> attend(KVCache& cache, Pool& pool, int64_t layer, int64_t window, const Array<float>& query,
+                    const Array<float>& key, const Array<float>& value, const Array<int32_t>& positions,
+                    const Array<int32_t>& starts, const Array<int32_t>& tables) {
+  const Batch batch = batch_of(positions, starts, tables, cache.shape);
+  const int64_t kv_heads = cache.shape.kv_heads, size = cache.shape.head_dim;
+  if (query.ndim() != 3 || query.shape(1) % kv_heads) throw std::invalid_argument("query has the wrong shape");
+  const int64_t heads = query.shape(1);
+  require_shape(query, {batch.tokens, heads, size}, "query");
+  require_shape(key, {batch.tokens, kv_heads, size}, "key");
+  require_shape(value, {batch.tokens, kv_heads, size}, "value");
+  if (layer < 0 || layer >= cache.shape.layers) throw std::invalid_argument("no such layer");
+  Array<float> out({static_cast<py::ssize_t>(batch.tokens), static_cast<py::ssize_t>(heads * size)});
+  float* to = out.mutable_data();
+  py::gil_scoped_release release;
+  for (int64_t s = 0; s < batch.sequences; ++s) {
+    for (int64_t t = batch.query_starts[s]; t < batch.query_starts[s + 1]; ++t) {
+      cache.store(layer, batch.table(s), batch.positions[t], key.data() + t * kv_heads * size,
+                  value.data() + t * kv_heads * size);
+    }
+  }
+  cache.attend(pool, batch, layer, heads, window, query.data(), heads * size, to, heads * size);
+  return out;
+}
+
+std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const Array<double>& temperature,
+                                 const Array<int32_t>& top_k, const Array<double>& top_p, const Array<double>& min_p,
+                                 const Array<double>& uniform) {
+  if (logits.ndim() != 2 || logits.shape(1) < 1) throw std::invalid_argument("logits has the wrong shape");
+  const int64_t rows = logits.shape(0), size = logits.shape(1);
+  require_shape(temperature, {rows}, "temperature");
+  require_shape(top_k, {rows}, "top_k");
+  require_shape(top_p, {rows}, "top_p");
+  require_shape(min_p, {rows}, "min_p");
+  require_shape(uniform, {rows}, "uniform");
+  std::vector<int32_t> tokens(rows);
+  py::gil_scoped_release release;
+  pool.run(rows, [&](int64_t i) {
+    tokens[i] = sample(logits.data() + i * size, size,
+                       {temperature.data()[i], top_k.data()[i], top_p.data()[i], min_p.data()[i], uniform.data()[i]});
+  });
+  return tokens;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(penstock_kernels, m) {
+  py::class_<Pool>(m, "Pool").def(py::init<int>(), py::arg("threads")).def_property_readonly("threads", &Pool::threads);
+
+  m.def("sample", &sample_rows);
+
+  py::class_<Weight, std::shared_ptr<Weight>>(m, "Weight")
+      .def(py::init([](const std::string& format, int64_t n, int64_t k) {
+        return std::shared_ptr<Weight>(make_weight(format.c_str(), n, k));
+      }))
+      .def("pack",
+           [](Weight& weight, int64_t start, const Array<float>& rows) {
+             if (rows.ndim() != 2 || rows.shape(1) != weight.k || start < 0 || start + rows.shape(0) > weight.n) {
+               throw std::invalid_argument("rows do not fit the weight");
+             }
+             const int64_t count = rows.shape(0);
+             const float* data = rows.data();
+             py::gil_scoped_release release;
+             weight.pack(start, count, data);
+           })
+      .def("unpack",
+           [](const Weight& weight, int64_t i) {
+             if (i < 0 || i >= weight.n) throw std::invalid_argument("no such row");
+             Array<float> out(weight.k);
+             weight.unpack(i, out.mutable_data());
+             return out;
+           })
+      .def("set_bias",
+           [](Weight& weight, const Array<float>& bias) {
+             require_shape(bias, {weight.n}, "bias");
+             weight.set_bias(bias.data());
+           })
+      .def_property_readonly("nbytes", &Weight::bytes)
+      .def("__call__", &linear);
+
+  py::class_<KVCache, std::shared_ptr<KVCache>>(m, "KVCache")
+      .def(py::init([](const std::string& format, int64_t layers, int64_t blocks, int64_t block_size,
+                       int64_t kv_heads, int64_t head_dim) {
+        return std::shared_ptr<KVCache>(
+            make_kv_cache(format.c_str(), KVShape{layers, blocks, block_size, kv_heads, head_dim}));
+      }))
+      .def_property_readonly("block_bytes", &KVCache::block_bytes)
+      .def("attend", &attend);
+
+  py::class_<Layer>(m, "Layer")
+      .def(py::init<>())
+      .def_readwrite("qkv", &Layer::qkv)
+      .def_readwrite("output", &Layer::output)
+      .def_readwrite("gate_up", &Layer::gate_up)
+      .def_readwrite("down", &Layer::down)
+      .def_readwrite("input_norm", &Layer::input_norm)
+      .def_readwrite("post_attention_norm", &Layer::post_attention_norm)
+      .def_readwrite("q_norm", &Layer::q_norm)
+      .def_readwrite("k_norm", &Layer::k_norm)
+      .def_readwrite("window", &Layer::window);
+
+  py::class_<DecoderShape>(m, "DecoderShape")
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, std::vector<float>, float>(),
+           py::kw_only(), py::arg("hidden_size"), py::arg("intermediate_size"), py::arg("heads"),
+           py::arg("kv_heads"), py::arg("head_dim"), py::arg("vocab_size"), py::arg("eps"), py::arg("frequencies"),
+           py::arg("rotary_scale"));
+
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init<DecoderShape, std::vector<Layer>, std::shared_ptr<Weight>, std::vector<float>,
+                    std::shared_ptr<Weight>, std::shared_ptr<KVCache>, int>(),
+           py::kw_only(), py::arg("shape"), py::arg("layers"), py::arg("embedding"), py::arg("norm"),
+           py::arg("head"), py::arg("cache"), py::arg("threads"))
+      .def("step", &step)
+      .def("workspace_bytes", &Decoder::workspace_bytes)
+      .def_property_readonly("weight_bytes", &Decoder::weight_bytes);
+}
