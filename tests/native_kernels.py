@@ -29,3 +29,8 @@ def _why_not() -> str:
 needs_kernels = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
 # For tests that hold on PyTorch's operations and on the kernels alike.
 EITHER = [pytest.param("torch"), pytest.param("native", marks=needs_kernels)]
+
+
+def kernels_here() -> list[str]:
+    """What can compute on this machine."""
+    return ["torch"] if _why_not() else ["torch", "native"]

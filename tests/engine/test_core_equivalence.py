@@ -8,33 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from penstock.engine.core import EngineCore
-from penstock.engine.sequence import Output, SamplingParams, Sequence
+from company import NEW_TOKENS, join_over_time, of_requests, requests
+from penstock.engine.sequence import SamplingParams, Sequence
 from tiny_engine import build_core, new_tokens, run_to_end
-
-VOCAB_SIZE = 131
-NEW_TOKENS = 24
-# One request per way to draw: greedy and each filter, and all filters together.
-SAMPLING = [
-    SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0),
-    SamplingParams(max_tokens=NEW_TOKENS, seed=1),
-    SamplingParams(max_tokens=NEW_TOKENS, temperature=1.7, seed=2),
-    SamplingParams(max_tokens=NEW_TOKENS, top_k=20, seed=3),
-    SamplingParams(max_tokens=NEW_TOKENS, top_p=0.8, seed=4),
-    SamplingParams(max_tokens=NEW_TOKENS, min_p=0.05, seed=5),
-    SamplingParams(max_tokens=NEW_TOKENS, temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, seed=6),
-]
-
-
-def requests() -> list[Sequence]:
-    """Fresh sequences of lengths 3 to 45, one per sampling."""
-    generator = torch.Generator().manual_seed(5)
-    return [
-        Sequence(index, torch.randint(VOCAB_SIZE, (3 + 7 * index,), generator=generator).tolist(), sampling)
-        for index, sampling in enumerate(SAMPLING)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,33 +19,6 @@ def alone(checkpoint: Path) -> dict[int, list[int]]:
     """Each request's tokens when nothing else runs, prompts in one chunk."""
     core = build_core(checkpoint, max_batch_tokens=512)
     return {sequence.id: new_tokens(run_to_end(core, [sequence]))[sequence.id] for sequence in requests()}
-
-
-def join_over_time(core: EngineCore, rng: random.Random, strangers: int) -> list[Output]:
-    """The requests in a random order at random steps, among strangers some of which are cancelled."""
-    joining = requests() + [
-        Sequence(
-            1000 + index,
-            [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 60))],
-            SamplingParams(max_tokens=rng.randint(1, 30), temperature=1.3, top_k=index % 3 * 9, seed=index),
-        )
-        for index in range(strangers)
-    ]
-    rng.shuffle(joining)
-    outputs: list[Output] = []
-    while joining or core.has_work:
-        while joining and rng.random() < 0.4:
-            core.add(joining.pop())
-        if rng.random() < 0.3:
-            core.cancel(1000 + rng.randrange(max(strangers, 1)))
-        outputs += core.step()
-        core.scheduler.check()
-    return outputs
-
-
-def of_requests(outputs: list[Output]) -> dict[int, list[int]]:
-    """Tokens of the requests, strangers left out."""
-    return {identity: tokens for identity, tokens in new_tokens(outputs).items() if identity < 1000}
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 7, 64, 512])
