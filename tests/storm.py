@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import string
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ ENGINE = {"max_model_len": CONTEXT, "max_sequences": 16, "max_waiting": 12, "max
 LIMIT_S = 60
 # What Python's pool for blocking work may add to the threads of a process, once for all.
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
-# What a process may grow by after the first clients; allocators keep what they have had.
-MEMORY_MB = 50
+# What a process may grow by after the first clients; allocators keep what they have had. The KV pool is
+# committed as it is first used: of a few MB all is by then, and of a larger one the rest would count here.
+MEMORY_MB = 24
 
 
 def config(model: str, kv_cache_mb: int) -> dict[str, Any]:
@@ -163,7 +165,8 @@ def _resident_mb(pid: int) -> int:
 
 def _request(rng: random.Random, **fields: Any) -> tuple[str, bytes]:
     """A path and a good request for it."""
-    text = "".join(rng.choices("abc \n", k=rng.choice([1, 30, 250])))
+    letters = rng.choice(["abc \n", string.ascii_letters])  # short words; one that was never seen before
+    text = "".join(rng.choices(letters, k=rng.choice([1, 30, 250])))
     common = {
         "model": "stormy",
         "max_tokens": rng.choice([1, 5, 50, 200]),

@@ -36,6 +36,7 @@ class Tokenizer:
             for tokenizer in (self._encoder, self._literal):
                 tokenizer.no_truncation()  # training leaves these in the file; a prompt must not be cut
                 tokenizer.no_padding()
+                _forget_words(tokenizer)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._literal.encode_special_tokens = True
@@ -107,6 +108,17 @@ class Tokenizer:
             ids.update(listed)
         named = self._encoder.token_to_id(token_text(self.config.get("eos_token")))
         return frozenset(ids if named is None else ids | {named})
+
+
+def _forget_words(tokenizer: RustTokenizer) -> None:
+    """Turns off the library's cache of the words it has split, which only BPE and Unigram have.
+
+    Each thread has one of 10,000 words, kept for ever and chosen by clients: 80 MB a thread if they send long
+    random ones. It saves a sixth of the time, tenths of a millisecond for a long prompt.
+    """
+    resize = getattr(tokenizer.model, "_resize_cache", None)
+    if resize is not None:
+        resize(0)
 
 
 def _encode(tokenizer: RustTokenizer, text: str, add_special_tokens: bool) -> list[int]:
