@@ -15,7 +15,7 @@ from penstock.engine.settings import EngineSettings
 @cache
 def find_kernels() -> Any:
     """The kernels from the user's own cache; raises KernelsUnavailableError."""
-    return load_kernels(Path(EngineSettings().kernel_cache).expanduser())
+    return load_kernels(Path(EngineSettings().kernel_cache))
 
 
 def _why_not() -> str:

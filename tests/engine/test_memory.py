@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -142,3 +142,14 @@ def test_available_memory_counts_file_cache_as_free_and_heeds_the_container(
 ) -> None:
     """A fresh download fills the page cache; a pod sees the host's meminfo."""
     assert available_bytes(MEMINFO, limits) == expected
+
+
+@pytest.mark.parametrize(("quantize", "tables"), [("none", 1), ("int8", 2)])
+def test_pytorch_looks_up_in_a_table_of_its_own_where_the_head_is_quantised(
+    quantize: Literal["none", "int8"], tables: int
+) -> None:
+    """Also in a model that ties them, so the arithmetic counts both."""
+    tied = DecoderSpec.from_config(CONFIG | {"tie_word_embeddings": True})
+    both = plan(SPEC, settings(quantize=quantize)).weight_bytes
+    table = 128 * 64 * 4  # 100 rows in panels of 32
+    assert both - plan(tied, settings(quantize=quantize)).weight_bytes == (2 - tables) * table

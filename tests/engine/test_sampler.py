@@ -155,6 +155,18 @@ def test_a_large_temperature_comes_down_to_uniform(sample: Sampler) -> None:
     assert all(150 < drawn.count(token) < 250 for token in range(VOCAB_SIZE))
 
 
+@pytest.mark.parametrize("temperature", [1e39, 1e300, float("inf"), float("nan")])
+@pytest.mark.parametrize("params", FILTERS, ids=describe)
+def test_a_temperature_out_of_range_harms_nothing(
+    params: SamplingParams, temperature: float, sample: Sampler
+) -> None:
+    """A broken generation_config.json may hold one: some token or none, and no foreign memory."""
+    logits = random_logits(2, rows=3)
+    logits[0, ::2] = float("-inf")
+    drawn = sample(logits, [replace(params, temperature=temperature)] * 3, [1, 2, 3])
+    assert all(token is None or 0 <= token < VOCAB_SIZE for token in drawn)
+
+
 @pytest.mark.parametrize("params", FILTERS, ids=describe)
 def test_tokens_with_no_weight_are_never_drawn(sample: Sampler, params: SamplingParams) -> None:
     """A logit of minus infinity forbids a token, also at the ends of the vocabulary."""

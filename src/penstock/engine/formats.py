@@ -37,16 +37,19 @@ def weight_bytes(weight_format: str, outputs: int, inputs: int) -> int:
     return rows * inputs * BITS[weight_format] // 8
 
 
-def model_bytes(spec: DecoderSpec, weight_format: str) -> int:
-    """Bytes of all weights of a model; norms and biases, which are small, in float32."""
+def model_bytes(spec: DecoderSpec, weight_format: str, embedding: str) -> int:
+    """Bytes of all weights of a model; norms and biases, which are small, in float32.
+
+    `embedding`: the format of the embedding's own table; empty where it is the head.
+    """
     width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     hidden, mlp = spec.hidden_size, -(-spec.intermediate_size // LANES) * LANES
     shapes = ((width, hidden), (hidden, spec.num_heads * spec.head_dim), (2 * mlp, hidden), (hidden, mlp))
     layer = sum(weight_bytes(weight_format, outputs, inputs) for outputs, inputs in shapes)
     layer += 4 * (2 * hidden + width + hidden)
     table = weight_bytes(head_format(weight_format), spec.vocab_size, hidden)
-    if not spec.tied_head:
-        table += weight_bytes(lookup_format(weight_format), spec.vocab_size, hidden)
+    if embedding:
+        table += weight_bytes(embedding, spec.vocab_size, hidden)
     return spec.num_layers * layer + table
 
 

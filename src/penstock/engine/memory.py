@@ -11,7 +11,13 @@ import torch
 
 from penstock.base.errors import ConfigurationError
 from penstock.engine.compute import Compute
-from penstock.engine.formats import kv_block_bytes, model_bytes, workspace_bytes
+from penstock.engine.formats import (
+    head_format,
+    kv_block_bytes,
+    lookup_format,
+    model_bytes,
+    workspace_bytes,
+)
 from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec
 
@@ -55,7 +61,7 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings, compute: Compute) -
         ConfigurationError: the context asked for is longer than the model's or than the pool, or the pool
             cannot hold one block.
     """
-    weights = model_bytes(spec, compute.weight_format)
+    weights = model_bytes(spec, compute.weight_format, _embedding_format(spec, compute))
     workspace = workspace_bytes(spec, settings.max_batch_tokens, settings.max_sequences)
     block_bytes = kv_block_bytes(
         spec, compute.kv_format, settings.block_size, is_native=compute.kernels is not None
@@ -87,6 +93,17 @@ def plan_memory(spec: DecoderSpec, settings: EngineSettings, compute: Compute) -
         )
     max_len = min(wanted_len, capacity)
     return MemoryPlan(compute, num_blocks, settings.block_size, max_len, weights, block_bytes, workspace)
+
+
+def _embedding_format(spec: DecoderSpec, compute: Compute) -> str:
+    """Of the embedding's own table; empty where it is the head.
+
+    PyTorch cannot look up in a quantised head.
+    """
+    if compute.kernels is not None:
+        return "" if spec.tied_head else lookup_format(compute.weight_format)
+    name = str(compute.dtype).removeprefix("torch.")
+    return "" if spec.tied_head and head_format(compute.weight_format) == name else name
 
 
 def _free_for_kv(device: torch.device, taken: int) -> int:

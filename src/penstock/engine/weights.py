@@ -184,10 +184,14 @@ def _tensors(directory: Path, spec: DecoderSpec) -> Iterator[tuple[str, Tensor]]
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    if spec.tied_head and name == "lm_head.weight":
-                        continue  # some exporters write the tied head a second time
-                    yield name, file.get_tensor(name)
+                names = list(file.keys())
+            for name in names:
+                if spec.tied_head and name == "lm_head.weight":
+                    continue  # some exporters write the tied head a second time
+                # Opened anew for each: a mapping keeps every page in memory that was read through it.
+                with safe_open(path, framework="pt") as file:
+                    tensor = file.get_tensor(name)
+                yield name, tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 

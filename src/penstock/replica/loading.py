@@ -46,7 +46,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
     spec = DecoderSpec.from_config(read_config(directory))
     threads = settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores())
     torch.set_num_threads(threads)
-    compute = choose_compute(spec, settings, lambda: load_kernels(Path(settings.kernel_cache).expanduser()))
+    compute = choose_compute(spec, settings, lambda: load_kernels(Path(settings.kernel_cache)))
     memory = plan_memory(spec, settings, compute)
     tokenizer = Tokenizer(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)

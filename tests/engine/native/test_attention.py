@@ -157,12 +157,15 @@ def test_what_does_not_fit_is_refused() -> None:
         kernels.KVCache("float32", 1, 4, 8, 1, 16)
     with pytest.raises(ValueError, match="unknown KV cache format"):
         kernels.KVCache("float64", 1, 4, 16, 1, 16)
+    for shape in ((0, 4, 16, 1, 16), (1, 4, 0, 1, 16), (1, -4, 16, 1, 16)):
+        with pytest.raises(ValueError, match="at least one of everything"):
+            kernels.KVCache("float32", *shape)
     cache, pool = kernels.KVCache("float32", 1, 4, 16, 1, 16), kernels.Pool(1)
     states = [np.zeros((2, 1, 16), np.float32)] * 3
 
     def call(positions: list[int], starts: list[int], table: list[int]) -> None:
         arrays = [np.asarray(values, np.int32) for values in (positions, starts)]
-        cache.attend(pool, 0, 0, *states, *arrays, np.asarray([table], np.int32))
+        cache.attend(pool, 0, 0, *states, *arrays, np.asarray([table] * (len(starts) - 1), np.int32))
 
     call([15, 16], [0, 2], [3, 0])
     for positions, starts, table, message in (
@@ -173,6 +176,30 @@ def test_what_does_not_fit_is_refused() -> None:
         ([-1, 0], [0, 2], [0], "follow each other"),
         ([0, 1], [0, 1], [0], "query_starts"),
         ([0, 1], [0, 0], [0], "query_starts"),
+        ([0, 1], [0, 1 << 30, 2], [0], "at least one token"),
     ):
         with pytest.raises(ValueError, match=message):
             call(positions, starts, table)
+    starts, table = np.asarray([0, 2], np.int32), np.zeros((1, 1), np.int32)
+    positions = np.asarray([0, 1], np.int32)
+    with pytest.raises(ValueError, match="query_starts has the wrong shape"):
+        cache.attend(pool, 0, 0, *states, positions, np.zeros((3, 0), np.int32), np.zeros((2, 1), np.int32))
+    with pytest.raises(ValueError, match="query has the wrong shape"):
+        cache.attend(pool, 0, 0, np.zeros((2, 0, 16), np.float32), *states[1:], positions, starts, table)
+    with pytest.raises(ValueError, match="number of positions"):
+        cache.attend(pool, 0, -1, *states, positions, starts, table)
+
+
+@pytest.mark.parametrize("kv_format", TOLERANCE)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_key_that_is_no_number_reaches_every_later_query(kv_format: str, bad: float) -> None:
+    """Or an answer over a broken context would look like one; int8 finds a scale over the other values."""
+    kernels, case = find_kernels(), Case(lengths=(40,))
+    (query, key, value), (num_blocks, tables) = case.states()[0], case.tables()
+    cache = kernels.KVCache(kv_format, 1, num_blocks, 16, 2, 64)
+    query, key = np.abs(query), key.copy()
+    key[20, :, 3] = bad
+    arrays = (np.arange(40, dtype=np.int32), np.asarray([0, 40], np.int32), tables)
+    out = cache.attend(kernels.Pool(2), 0, 0, query, key, value, *arrays)
+    assert np.isfinite(out[:20]).all()
+    assert not np.isfinite(out[20:]).any()

@@ -33,7 +33,7 @@ def packed(weight_format: str, weight: Floats, bias: Floats | None = None) -> ob
     kernel = find_kernels().Weight(weight_format, *weight.shape)
     middle = len(weight) // 2
     for start, rows in ((middle, weight[middle:]), (0, weight[:middle])):
-        kernel.pack(start, rows)
+        kernel.pack(find_kernels().Pool(2), start, rows)
     if bias is not None:
         kernel.set_bias(bias)
     return kernel
@@ -131,7 +131,33 @@ def test_weights_that_are_no_numbers_are_refused(weight_format: str, bad: float)
     weight = random_weight(40, 70)
     weight[3, 44] = bad
     with pytest.raises(CheckpointError, match="not finite"):
-        pack(find_kernels().Weight(weight_format, 40, 70), torch.from_numpy(weight))
+        pack(find_kernels().Weight(weight_format, 40, 70), find_kernels().Pool(2), torch.from_numpy(weight))
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_packing_does_not_depend_on_threads(weight_format: str) -> None:
+    """Nor on the order of the parts; 70 inputs end within a vector, a quad and a group."""
+    weight = random_weight(200, 70)
+    one, three = (find_kernels().Weight(weight_format, *weight.shape) for _ in range(2))
+    one.pack(find_kernels().Pool(1), 0, weight)
+    for start in (150, 0, 50, 100):
+        three.pack(find_kernels().Pool(3), start, weight[start : start + 50])
+    assert all((one.unpack(i) == three.unpack(i)).all() for i in range(200))
+
+
+def test_a_scale_beyond_float16_is_refused() -> None:
+    """int4 keeps its scales so; an infinite one would make every answer no number."""
+    with pytest.raises(CheckpointError, match="too large"):
+        pack(find_kernels().Weight("int4", 40, 70), find_kernels().Pool(1), torch.full((40, 70), 6e5))
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("tiny", [1e-38, 1e-40, 1e-45])
+def test_rows_too_small_for_a_scale_are_as_good_as_zeros(weight_format: str, tiny: float) -> None:
+    """127 divided by them is infinite."""
+    values, pool = np.full((2, 70), tiny, np.float32), find_kernels().Pool(1)
+    assert np.abs(packed(weight_format, random_weight(40, 70))(pool, values)).max() < 1e-35
+    assert np.abs(packed(weight_format, values)(pool, random_weight(3, 70))).max() < 1e-35
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -144,7 +170,7 @@ def test_what_does_not_fit_is_refused() -> None:
         kernels.Weight("int8", 32, 70_000)
     for start, rows in ((0, (33, 64)), (1, (32, 64)), (-1, (2, 64)), (0, (4, 63))):
         with pytest.raises(ValueError, match="rows do not fit"):
-            weight.pack(start, np.zeros(rows, np.float32))
+            weight.pack(kernels.Pool(1), start, np.zeros(rows, np.float32))
     with pytest.raises(ValueError, match="wrong shape"):
         weight(kernels.Pool(1), np.zeros((2, 65), np.float32))
     with pytest.raises(ValueError, match="wrong shape"):

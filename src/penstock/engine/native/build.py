@@ -1,15 +1,18 @@
 """Compiles the kernels for this machine's CPU, once, and loads them from a cache afterwards.
 
-The library's name is a hash of everything it depends on, and it appears under that name only when it is
+The library's name is a hash of what it is made from and for, and it appears under that name only when it is
 whole: processes that start together may build it twice, but none waits for a lock that a killed one left.
+What cannot be loaded, as in a folder shared with a machine of other system libraries, is built anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.machinery
 import importlib.util
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -33,6 +36,10 @@ FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-fvisibility=hidden", "
 # gcc 12 warns about its own AVX-512 headers.
 QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
 COMPILE_TIMEOUT_S = 600
+# A folder of objects that is older belongs to a build that was killed.
+STALE_AFTER_S = 2 * COMPILE_TIMEOUT_S
+# Libraries that stay in the cache, the latest used first: of other versions, other interpreters, other CPUs.
+KEPT_LIBRARIES = 8
 
 
 class KernelsUnavailableError(Exception):
@@ -68,26 +75,29 @@ def load_kernels(cache: Path, toolchain: Toolchain | None = None) -> ModuleType:
     toolchain = toolchain or Toolchain()
     if missing := sorted(REQUIRED - toolchain.cpu_flags):
         raise KernelsUnavailableError(f"this CPU lacks {', '.join(missing)}")
-    library = toolchain.library(cache)
     try:
-        if not library.exists():
-            _build(library, toolchain)
-    except OSError as error:
+        library = toolchain.library(cache.expanduser())
+        if library.exists():
+            try:
+                return _load(library)
+            except ImportError as error:
+                logger.warning("the CPU kernels cannot be loaded", extra={"error": str(error)})
+        _build(library, toolchain)
+        return _load(library)
+    except ImportError as error:
+        raise KernelsUnavailableError(f"the kernels cannot be loaded: {error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise KernelsUnavailableError(f"the kernels cannot be built in {cache}: {error}") from error
-    return _load(library)
 
 
 def _load(library: Path) -> ModuleType:
+    with contextlib.suppress(OSError):  # the folder may be readable only
+        os.utime(library)
     loader = importlib.machinery.ExtensionFileLoader(NAME, str(library))
     spec = importlib.util.spec_from_loader(NAME, loader)
     assert spec is not None
-    try:
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-    except ImportError as error:
-        raise KernelsUnavailableError(
-            f"{library} cannot be loaded: {error}; delete it to build it again"
-        ) from error
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
     return module
 
 
@@ -97,7 +107,10 @@ def _build(library: Path, toolchain: Toolchain) -> None:
         names = ", ".join(toolchain.compilers)
         raise KernelsUnavailableError(f"there is no C++ compiler here (looked for {names})")
     started = time.perf_counter()
-    logger.info("building the CPU kernels, once for this machine", extra={"path": str(library)})
+    logger.info(
+        "building the CPU kernels, once for this machine; this takes some 20 seconds",
+        extra={"path": str(library)},
+    )
     library.parent.mkdir(parents=True, exist_ok=True)
     include = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
@@ -112,7 +125,19 @@ def _build(library: Path, toolchain: Toolchain) -> None:
         linked = Path(folder) / library.name
         _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
         linked.replace(library)
+    _tidy(library.parent)
     logger.info("CPU kernels built", extra={"seconds": round(time.perf_counter() - started, 1)})
+
+
+def _tidy(cache: Path) -> None:
+    """Removes what killed builds left, and libraries that were not used for longest."""
+    with contextlib.suppress(OSError):  # another process may be tidying too
+        for folder in cache.glob("build-*"):
+            if folder.stat().st_mtime < time.time() - STALE_AFTER_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        libraries = sorted(cache.glob(f"{NAME}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for library in libraries[KEPT_LIBRARIES:]:
+            library.unlink()
 
 
 def _run(command: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from penstock.engine.memory import MemoryPlan
 from penstock.engine.scheduler import StepPlan
 from penstock.engine.spec import DecoderSpec
 
-# Weights converted to float32 at a time: 64 MiB.
-PACK_ELEMENTS = 1 << 24
+# Weights converted to float32 at a time: 16 MiB.
+PACK_ELEMENTS = 1 << 22
 
 
 class NativeRunner:
@@ -39,7 +40,7 @@ class NativeRunner:
         self.spec = spec
         self.memory = memory
         kernels = memory.compute.kernels
-        self._cache = kernels.KVCache(
+        cache = kernels.KVCache(
             memory.compute.kv_format,
             spec.num_layers,
             memory.num_blocks,
@@ -47,16 +48,17 @@ class NativeRunner:
             spec.num_kv_heads,
             spec.head_dim,
         )
-        parts = _Parts(spec, memory.compute.weight_format, kernels)
+        parts = _Parts(spec, memory.compute.weight_format, kernels, threads)
         for name, tensor in tensors:
             parts.add(name, tensor)
+        kernels.give_memory_back()
         self._decoder = kernels.Decoder(
             shape=_shape(spec, kernels),
             layers=parts.layers,
             embedding=parts.embedding,
             norm=parts.norm,
             head=parts.head,
-            cache=self._cache,
+            cache=cache,
             threads=threads,
         )
         self._logits: NDArray[np.float32] = np.empty((0, spec.vocab_size), dtype=np.float32)
@@ -77,8 +79,6 @@ class NativeRunner:
             self._logits = np.empty((rows, self.spec.vocab_size), dtype=np.float32)
         logits = self._logits[:rows]
         self._decoder.step(
-            self._cache,
-            self.spec.vocab_size,
             batch.tokens,
             batch.positions,
             batch.query_starts,
@@ -92,10 +92,11 @@ class NativeRunner:
 class _Parts:
     """Collects parameters by name into what the C++ decoder is made of."""
 
-    def __init__(self, spec: DecoderSpec, weight_format: str, kernels: Any) -> None:
+    def __init__(self, spec: DecoderSpec, weight_format: str, kernels: Any, threads: int) -> None:
         self.spec = spec
         self.format = weight_format
         self.kernels = kernels
+        self.pool = kernels.Pool(threads)
         self.layers = [kernels.Layer() for _ in range(spec.num_layers)]
         for layer, window in zip(self.layers, spec.windows, strict=True):
             layer.window = window or 0
@@ -118,7 +119,7 @@ class _Parts:
     def add(self, name: str, tensor: Tensor) -> None:
         """Takes one parameter of the decoder."""
         if name in ("embedding.weight", "head.weight"):
-            pack(self.embedding if name == "embedding.weight" else self.head, tensor)
+            pack(self.embedding if name == "embedding.weight" else self.head, self.pool, tensor)
             return
         if name == "norm.weight":
             self.norm = tensor.float().tolist()
@@ -137,7 +138,7 @@ class _Parts:
         if kind == "bias":
             weight.set_bias(tensor.float().numpy())
         else:
-            pack(weight, tensor)
+            pack(weight, self.pool, tensor)
 
     def _weight(self, weight_format: str, outputs: int, inputs: int) -> Any:
         return self.kernels.Weight(weight_format, outputs, inputs)
@@ -145,20 +146,18 @@ class _Parts:
 
 def interleave_gates(tensor: Tensor) -> Tensor:
     """Gates then values, (2 n, ...) -> 16 gates, the 16 values they gate, the next 16, ...; n padded."""
-    gate, up = tensor.chunk(2)
-    padding = -len(gate) % LANES
-    shape = (-1, LANES, *tensor.shape[1:])
-    padded = [
-        torch.cat((part, part.new_zeros((padding, *part.shape[1:])))).reshape(shape) for part in (gate, up)
-    ]
-    return torch.stack(padded, dim=1).reshape(-1, *tensor.shape[1:])
+    inputs = tensor.shape[1:]  # none of a bias
+    halves = tensor.reshape(2, -1, *inputs)
+    if padding := -halves.shape[1] % LANES:
+        halves = F.pad(halves, (*[0, 0] * len(inputs), 0, padding))
+    return halves.reshape(2, -1, LANES, *inputs).transpose(0, 1).reshape(-1, *inputs)
 
 
-def pack(weight: Any, tensor: Tensor) -> None:
+def pack(weight: Any, pool: Any, tensor: Tensor) -> None:
     """Quantises and packs a whole weight. Raises CheckpointError for values that are no numbers."""
     try:
         for start, rows in _float_rows(tensor):
-            weight.pack(start, rows)
+            weight.pack(pool, start, rows)
     except ValueError as error:
         raise CheckpointError(f"the weights cannot be packed: {error}") from error
 

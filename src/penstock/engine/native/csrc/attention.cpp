@@ -11,7 +11,7 @@
 namespace penstock {
 namespace {
 
-constexpr int64_t kTileRows = 24;  // queries of a chunk that are taken through the context together
+constexpr int64_t kTileQueries = 24;  // queries of a chunk that are taken through the context together
 
 // Where one thread works on a tile.
 struct Scratch {
@@ -108,12 +108,14 @@ class PagedCache : public KVCache {
 
   void put(Element* to, int64_t stride, float* scale, const float* from) const {
     if constexpr (std::is_same_v<Element, int8_t>) {
-      float absmax = 0.0f;
-      for (int64_t i = 0; i < shape.head_dim; ++i) absmax = std::max(absmax, std::abs(from[i]));
-      *scale = absmax / 127.0f;
-      const float inverse = absmax > 0.0f ? 127.0f / absmax : 0.0f;
-      for (int64_t i = 0; i < shape.head_dim; ++i) {
-        to[i * stride] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+      const int64_t size = shape.head_dim;
+      const auto load_at = [&](int64_t i) { return _mm512_maskz_loadu_ps(first_lanes(size - i), from + i); };
+      const Int8Scale codes(largest_magnitude(size, load_at));
+      *scale = codes.step;
+      for (int64_t i = 0; i < size; i += kLanes) {
+        alignas(16) int8_t lanes[kLanes];
+        _mm_store_si128(reinterpret_cast<__m128i*>(lanes), _mm512_cvtsepi32_epi8(codes.codes(load_at(i))));
+        for (int64_t j = i; j < std::min(i + kLanes, size); ++j) to[j * stride] = lanes[j - i];
       }
     } else if constexpr (std::is_same_v<Element, bf16>) {
       for (int64_t i = 0; i < shape.head_dim; ++i) to[i * stride] = to_bf16(from[i]);
@@ -127,7 +129,7 @@ class PagedCache : public KVCache {
     tiles_.clear();
     split_.clear();
     num_partials_ = 0;
-    const int64_t height = std::max<int64_t>(1, kTileRows / group);
+    const int64_t height = std::max<int64_t>(1, kTileQueries / group);
     for (int64_t s = 0; s < batch.sequences; ++s) {
       const int64_t begin = batch.query_starts[s], end = batch.query_starts[s + 1];
       for (int64_t token = begin; token < end; token += height) {
@@ -262,6 +264,9 @@ class PagedCache : public KVCache {
 }  // namespace
 
 std::unique_ptr<KVCache> make_kv_cache(const char* format, const KVShape& shape) {
+  if (std::min({shape.layers, shape.blocks, shape.block_size, shape.kv_heads, shape.head_dim}) < 1) {
+    throw std::invalid_argument("a KV cache has at least one of everything");
+  }
   if (shape.block_size % kLanes) throw std::invalid_argument("the block size must be a multiple of 16");
   const std::string name = format;
   if (name == "float32") return std::make_unique<PagedCache<float>>(shape);

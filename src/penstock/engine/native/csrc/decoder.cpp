@@ -36,25 +36,27 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<
       widest_(std::max({shape_.hidden_size, out_width_, shape_.intermediate_size})),
       pool_(threads) {
   const auto hidden = static_cast<size_t>(shape_.hidden_size), head_dim = static_cast<size_t>(shape_.head_dim);
-  const auto fits = [](const Weight& w, int64_t n, int64_t k) { return w.n == n && w.k == k; };
-  require(fits(*embedding_, shape_.vocab_size, shape_.hidden_size), "the embedding has another shape");
-  require(fits(*head_, shape_.vocab_size, shape_.hidden_size), "the head has another shape");
+  const auto fits = [](const std::shared_ptr<Weight>& w, int64_t n, int64_t k) { return w && w->n == n && w->k == k; };
+  require(fits(embedding_, shape_.vocab_size, shape_.hidden_size), "the embedding has another shape");
+  require(fits(head_, shape_.vocab_size, shape_.hidden_size), "the head has another shape");
   require(norm_.size() == hidden, "the last norm has another size");
   require(shape_.frequencies.size() * 2 == head_dim, "there is one frequency for two elements of a head");
-  require(cache_->shape.layers == static_cast<int64_t>(layers_.size()) &&
+  require(cache_ && cache_->shape.layers == static_cast<int64_t>(layers_.size()) &&
               cache_->shape.kv_heads == shape_.kv_heads && cache_->shape.head_dim == shape_.head_dim,
           "the KV cache has another shape");
+  require(shape_.heads % shape_.kv_heads == 0, "heads are shared evenly among key-value heads");
   const int64_t gates = round_up(shape_.intermediate_size, kLanes);
   for (const Layer& layer : layers_) {
-    require(fits(*layer.qkv, qkv_width_, shape_.hidden_size), "a qkv projection has another shape");
-    require(fits(*layer.output, shape_.hidden_size, out_width_), "an output projection has another shape");
-    require(fits(*layer.gate_up, 2 * gates, shape_.hidden_size), "a gate and up projection has another shape");
-    require(fits(*layer.down, shape_.hidden_size, shape_.intermediate_size), "a down projection has another shape");
+    require(fits(layer.qkv, qkv_width_, shape_.hidden_size), "a qkv projection has another shape");
+    require(fits(layer.output, shape_.hidden_size, out_width_), "an output projection has another shape");
+    require(fits(layer.gate_up, 2 * gates, shape_.hidden_size), "a gate and up projection has another shape");
+    require(fits(layer.down, shape_.hidden_size, shape_.intermediate_size), "a down projection has another shape");
     require(layer.input_norm.size() == hidden && layer.post_attention_norm.size() == hidden,
             "a norm has another size");
     require(layer.q_norm.size() == layer.k_norm.size() &&
                 (layer.q_norm.empty() || layer.q_norm.size() == head_dim),
             "a norm of queries or keys has another size");
+    require(layer.window >= 0, "a window is a number of positions");
   }
 }
 
@@ -147,12 +149,6 @@ void Decoder::reserve(int64_t tokens) {
   cos_.reserve(tokens * shape_.head_dim / 2);
   sin_.reserve(tokens * shape_.head_dim / 2);
   activations_.reserve(tokens, widest_);
-}
-
-int64_t Decoder::workspace_bytes(int64_t tokens) const {
-  const int64_t floats = shape_.hidden_size + qkv_width_ + out_width_ + round_up(shape_.intermediate_size, kLanes) +
-                         shape_.head_dim + widest_;
-  return tokens * (floats * static_cast<int64_t>(sizeof(float)) + widest_);
 }
 
 int64_t Decoder::weight_bytes() const {

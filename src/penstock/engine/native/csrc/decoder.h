@@ -35,8 +35,8 @@ class Decoder {
   // `tokens` are within the vocabulary. One call at a time.
   void step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits);
 
-  // What the buffers of a step of that many tokens take.
-  int64_t workspace_bytes(int64_t tokens) const;
+  const DecoderShape& shape() const { return shape_; }
+  const KVShape& cache_shape() const { return cache_->shape; }
   int64_t weight_bytes() const;
 
  private:

@@ -1,5 +1,7 @@
 // The four storage formats of a weight and their inner loops.
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -97,10 +99,6 @@ class FloatWeight : public Weight {
  public:
   FloatWeight(int64_t n, int64_t k) : Weight(n, k), panels_(panels() * k * kPanel) {}
 
-  void pack(int64_t start, int64_t count, const float* rows) override {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < k; ++j) put(start + i, j, rows[i * k + j]);
-  }
   void unpack(int64_t i, float* out) const override {
     for (int64_t j = 0; j < k; ++j) out[j] = to_float(panels_.data()[place(i, j)]);
   }
@@ -119,25 +117,19 @@ class FloatWeight : public Weight {
     const int64_t lane = sizeof(Element) == 2 ? channel % kLanes * 2 + channel / kLanes : channel;
     return (i / kPanel * k + j) * kPanel + lane;
   }
-  void put(int64_t i, int64_t j, float value) {
-    if constexpr (sizeof(Element) == 2) {
-      panels_.data()[place(i, j)] = to_bf16(value);
-    } else {
-      panels_.data()[place(i, j)] = value;
+  bool pack_row(int64_t i, const float* row) override {
+    for (int64_t j = 0; j < k; ++j) {
+      if constexpr (sizeof(Element) == 2) {
+        panels_.data()[place(i, j)] = to_bf16(row[j]);
+      } else {
+        panels_.data()[place(i, j)] = row[j];
+      }
     }
+    return true;
   }
+
   Buffer<Element> panels_;
 };
-
-// The value of largest magnitude, with its sign. Throws where one is not finite: its whole row would be lost.
-float extreme_of(const float* first, const float* last) {
-  float extreme = 0.0f;
-  for (; first != last; ++first) {
-    if (!std::isfinite(*first)) throw std::invalid_argument("a value is not finite");
-    if (std::abs(*first) > std::abs(extreme)) extreme = *first;
-  }
-  return extreme;
-}
 
 // int8: one scale a channel. Stored with 128 added, because the instruction multiplies unsigned by signed and
 // can broadcast only the signed side, the activations, from memory; what the 128 adds, 128 times the sum of the
@@ -149,16 +141,6 @@ class Int8Weight : public Weight {
     if (k > kMaxInputs) throw std::invalid_argument("int8 sums of that many inputs could leave int32");
   }
 
-  void pack(int64_t start, int64_t count, const float* rows) override {
-    for (int64_t i = start; i < start + count; ++i, rows += k) {
-      const float absmax = std::abs(extreme_of(rows, rows + k));
-      const float inverse = absmax > 0.0f ? 127.0f / absmax : 0.0f;
-      scales_.data()[i] = absmax / 127.0f;
-      for (int64_t j = 0; j < k; ++j) {
-        codes_.data()[place(i, j)] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(rows[j] * inverse)) + 128);
-      }
-    }
-  }
   void unpack(int64_t i, float* out) const override {
     for (int64_t j = 0; j < k; ++j) {
       out[j] = scales_.data()[i] * static_cast<float>(codes_.data()[place(i, j)] - 128);
@@ -221,6 +203,19 @@ class Int8Weight : public Weight {
     }
   };
 
+  bool pack_row(int64_t i, const float* row) override {
+    const auto load_at = [&](int64_t j) { return _mm512_maskz_loadu_ps(first_lanes(k - j), row + j); };
+    const Int8Scale scale(largest_magnitude(k, load_at));
+    scales_.data()[i] = scale.step;
+    for (int64_t j = 0; j < k; j += kLanes) {
+      alignas(16) uint8_t codes[kLanes];
+      const __m128i with_128 = _mm_xor_si128(_mm512_cvtsepi32_epi8(scale.codes(load_at(j))), _mm_set1_epi8(-128));
+      _mm_store_si128(reinterpret_cast<__m128i*>(codes), with_128);
+      const int64_t end = std::min<int64_t>(kLanes, k - j);
+      for (int64_t q = 0; q < end; q += 4) std::memcpy(codes_.data() + place(i, j + q), codes + q, 4);
+    }
+    return scale.is_sound;
+  }
   int64_t place(int64_t i, int64_t j) const {
     return (i / kPanel * quads_ + j / 4) * kQuadBytes + i % kPanel * 4 + j % 4;
   }
@@ -239,28 +234,9 @@ class Int4Weight : public Weight {
     // Inputs beyond k multiply zeros, whatever code they have.
   }
 
-  void pack(int64_t start, int64_t count, const float* rows) override {
-    for (int64_t i = start; i < start + count; ++i, rows += k) {
-      for (int64_t group = 0; group < groups_; ++group) {
-        const int64_t first = group * kGroup, last = std::min(first + kGroup, k);
-        // The largest value becomes -8, the one code that has no opposite.
-        const uint16_t scale = _cvtss_sh(extreme_of(rows + first, rows + last) / -8.0f, _MM_FROUND_TO_NEAREST_INT);
-        const float step = _cvtsh_ss(scale);
-        const float inverse = step != 0.0f ? 1.0f / step : 0.0f;
-        uint8_t* block = block_of(i, group);
-        std::memcpy(block + kCodeBytes + i % kPanel * 2, &scale, sizeof scale);
-        for (int64_t j = first; j < last; ++j) {
-          const int code = static_cast<int>(std::nearbyint(rows[j] * inverse));
-          const auto nibble = static_cast<uint8_t>(std::clamp(code, -8, 7) + 8);
-          uint8_t& byte = block[place(i, j)];
-          byte = is_high(j) ? (byte & 0x0F) | (nibble << 4) : (byte & 0xF0) | nibble;
-        }
-      }
-    }
-  }
   void unpack(int64_t i, float* out) const override {
     for (int64_t j = 0; j < k; ++j) {
-      const uint8_t* block = const_cast<Int4Weight*>(this)->block_of(i, j / kGroup);
+      const uint8_t* block = blocks_.data() + block_of(i, j / kGroup);
       uint16_t scale;
       std::memcpy(&scale, block + kCodeBytes + i % kPanel * 2, sizeof scale);
       const uint8_t byte = block[place(i, j)];
@@ -338,9 +314,45 @@ class Int4Weight : public Weight {
     }
   };
 
-  uint8_t* block_of(int64_t i, int64_t group) {
-    return blocks_.data() + (i / kPanel * groups_ + group) * kBlockBytes;
+  bool pack_row(int64_t i, const float* row) override {
+    bool is_sound = true;
+    for (int64_t group = 0; group < groups_; ++group) {
+      const float* from = row + group * kGroup;
+      const int64_t count = k - group * kGroup;
+      const __m512 low = _mm512_maskz_loadu_ps(first_lanes(count), from);
+      const __m512 high = _mm512_maskz_loadu_ps(first_lanes(std::max<int64_t>(count - kLanes, 0)), from + kLanes);
+      // The first value of largest magnitude becomes -8, the one code that has no opposite.
+      const auto half_of = [&](int64_t j) { return j ? high : low; };
+      const __m512 absmax = _mm512_set1_ps(largest_magnitude(kGroup, half_of));
+      const uint32_t at = _mm512_cmpeq_ps_mask(_mm512_abs_ps(low), absmax) |
+                          uint32_t{_mm512_cmpeq_ps_mask(_mm512_abs_ps(high), absmax)} << kLanes;
+      const float extreme = at ? from[__builtin_ctz(at)] : std::numeric_limits<float>::quiet_NaN();
+      const uint16_t scale = _cvtss_sh(extreme / -8.0f, _MM_FROUND_TO_NEAREST_INT);
+      const float step = _cvtsh_ss(scale);
+      is_sound = is_sound && std::isfinite(step);
+      uint8_t* block = blocks_.data() + block_of(i, group);
+      std::memcpy(block + kCodeBytes + i % kPanel * 2, &scale, sizeof scale);
+      alignas(16) uint32_t quads[kGroup / 4];
+      to_codes(low, step, quads);
+      to_codes(high, step, quads + 4);
+      for (int pair = 0; pair < kGroup / 8; ++pair) {
+        const uint32_t both = quads[2 * pair] | quads[2 * pair + 1] << 4;
+        std::memcpy(block + place(i, 8 * pair), &both, sizeof both);
+      }
+    }
+    return is_sound;
   }
+  // 16 codes, 8 added, as four words. A step of 0 or of no number gives zeros.
+  static void to_codes(__m512 values, float step, uint32_t* quads) {
+    const __m512 inverse = _mm512_set1_ps(step != 0.0f && std::isfinite(step) ? 1.0f / step : 0.0f);
+    const __m512i eight = _mm512_set1_epi32(8);
+    const __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)), eight);
+    const __m512i held = _mm512_min_epi32(_mm512_max_epi32(code, _mm512_setzero_si512()), _mm512_set1_epi32(15));
+    _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtepi32_epi8(held));
+  }
+
+  // Where the block of row i's inputs [32 group, 32 group + 32) begins.
+  int64_t block_of(int64_t i, int64_t group) const { return (i / kPanel * groups_ + group) * kBlockBytes; }
   static bool is_high(int64_t j) { return j / 4 % 2 == 1; }
   static int64_t place(int64_t i, int64_t j) { return j % kGroup / 8 * 128 + i % kPanel * 4 + j % 4; }
 

@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 namespace penstock {
@@ -26,10 +27,6 @@ void Activations::shape(int64_t rows, int64_t size) {
   reserve(rows, size);
 }
 
-int64_t Activations::bytes() const {
-  return values_.bytes() + quads_.bytes() + scales_.bytes() + sums_.bytes() + group_sums_.bytes();
-}
-
 void Activations::set_float(int64_t i, const float* x, const float* norm, float eps) {
   const int64_t t = tile_of(i), height = tile_height(t);
   const float rms = norm ? inverse_rms(x, size_, eps) : 1.0f;
@@ -45,23 +42,14 @@ void Activations::set_codes(int64_t i, const float* x, const float* norm, float 
     const __m512 v = _mm512_maskz_loadu_ps(lanes, x + j);
     return norm ? _mm512_mul_ps(_mm512_mul_ps(v, rms), _mm512_maskz_loadu_ps(lanes, norm + j)) : v;
   };
-  // The largest magnitude, compared as bits: NaN is larger than everything there and so reaches the scale.
-  __m512i largest = _mm512_setzero_si512();
-  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
-  for (int64_t j = 0; j < size_; j += kLanes) {
-    largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(load_at(j)), magnitude));
-  }
-  const uint32_t bits = _mm512_reduce_max_epu32(largest);
-  float absmax;
-  std::memcpy(&absmax, &bits, sizeof absmax);
-  const __m512 inverse = _mm512_set1_ps(absmax > 0.0f ? 127.0f / absmax : 0.0f);
+  const Int8Scale scale(largest_magnitude(size_, load_at));
   int32_t* quads = quads_.data() + tile_start(t) * stride_ / 4 + (i - tile_start(t));
   int32_t* sums = group_sums_.data() + i * (stride_ / kGroup);
   int32_t total = 0;
   for (int64_t group = 0; group < stride_ / kGroup; ++group) {
     __m512i sum = _mm512_setzero_si512();
     for (int64_t j = group * kGroup; j < (group + 1) * kGroup; j += kLanes) {
-      const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(load_at(j), inverse));
+      const __m512i code = scale.codes(load_at(j));
       alignas(16) int32_t four[4];
       _mm_store_si128(reinterpret_cast<__m128i*>(four), _mm512_cvtsepi32_epi8(code));
       for (int64_t q = 0; q < 4; ++q) quads[(j / 4 + q) * height] = four[q];
@@ -70,12 +58,22 @@ void Activations::set_codes(int64_t i, const float* x, const float* norm, float 
     sums[group] = _mm512_reduce_add_epi32(sum);
     total += sums[group];
   }
-  scales_.data()[i] = absmax / 127.0f;
+  scales_.data()[i] = scale.step;
   sums_.data()[i] = total;
 }
 
 Weight::Weight(int64_t n, int64_t k) : n(n), k(k), bias_(round_up(n, kPanel)) {
   if (n < 1 || k < 1) throw std::invalid_argument("a weight needs at least one row and one column");
+}
+
+void Weight::pack(Pool& pool, int64_t start, int64_t count, const float* rows) {
+  std::atomic<bool> is_sound{true};
+  pool.run(ceil_div(count, kPanel), [&](int64_t chunk) {
+    for (int64_t i = chunk * kPanel; i < std::min((chunk + 1) * kPanel, count); ++i) {
+      if (!pack_row(start + i, rows + i * k)) is_sound = false;
+    }
+  });
+  if (!is_sound) throw std::invalid_argument("a value is not finite, or too large for the format");
 }
 
 void Weight::set_bias(const float* bias) {

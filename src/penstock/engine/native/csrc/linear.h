@@ -43,7 +43,6 @@ class Activations {
   // Sums of codes: over the row, and over each kGroup of it.
   int32_t sum(int64_t i) const { return sums_.data()[i]; }
   const int32_t* group_sums(int64_t i) const { return group_sums_.data() + i * (stride_ / kGroup); }
-  int64_t bytes() const;
 
  private:
   // The tile of row i.
@@ -69,8 +68,9 @@ class Weight {
   const int64_t n, k;  // outputs, inputs
   int64_t panels() const { return ceil_div(n, kPanel); }
 
-  // Takes rows [start, start + count) of W, float32 of k values each; any order, each row once.
-  virtual void pack(int64_t start, int64_t count, const float* rows) = 0;
+  // Takes rows [start, start + count) of W, float32 of k values each; any order, each row once. Throws
+  // std::invalid_argument for values that the format cannot hold.
+  void pack(Pool& pool, int64_t start, int64_t count, const float* rows);
   // The values that row i stands for, k of them: an embedding, where the head is tied to it.
   virtual void unpack(int64_t i, float* out) const = 0;
   void set_bias(const float* bias);
@@ -85,6 +85,8 @@ class Weight {
   void product(Pool& pool, const Activations& from, float* out, int64_t out_stride, Into into) const;
 
  private:
+  // Takes row i; false if it has a value that the format cannot hold. Rows are packed by several threads.
+  virtual bool pack_row(int64_t i, const float* row) = 0;
   void finish(int64_t panel, float* tile, int count, float* out, int64_t out_stride, Into into) const;
 
   Buffer<float> bias_;

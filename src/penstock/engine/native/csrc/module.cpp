@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <malloc.h>
+
 #include <stdexcept>
 #include <string>
 
@@ -24,13 +26,18 @@ void require_shape(const Array<T>& array, std::initializer_list<int64_t> shape, 
   if (!fits) throw std::invalid_argument(std::string(name) + " has the wrong shape");
 }
 
+template <class T>
+int64_t length_of(const Array<T>& array, const char* name) {
+  if (array.ndim() != 1) throw std::invalid_argument(std::string(name) + " has the wrong shape");
+  return array.shape(0);
+}
+
 // Borrows the arrays, which must outlive it.
 Batch batch_of(const Array<int32_t>& positions, const Array<int32_t>& starts, const Array<int32_t>& tables,
                const KVShape& cache) {
   Batch batch;
-  batch.tokens = positions.shape(0);
-  batch.sequences = starts.shape(0) - 1;
-  require_shape(positions, {batch.tokens}, "positions");
+  batch.tokens = length_of(positions, "positions");
+  batch.sequences = length_of(starts, "query_starts") - 1;
   if (tables.ndim() != 2) throw std::invalid_argument("block_tables has the wrong shape");
   batch.table_stride = tables.shape(1);
   require_shape(tables, {batch.sequences, batch.table_stride}, "block_tables");
@@ -42,7 +49,7 @@ Batch batch_of(const Array<int32_t>& positions, const Array<int32_t>& starts, co
   }
   for (int64_t s = 0; s < batch.sequences; ++s) {
     const int64_t first = batch.query_starts[s], end = batch.query_starts[s + 1];
-    if (first >= end) throw std::invalid_argument("every sequence has at least one token");
+    if (first >= end || end > batch.tokens) throw std::invalid_argument("every sequence has at least one token");
     const int64_t last = batch.positions[end - 1];
     if (last / cache.block_size >= batch.table_stride) throw std::invalid_argument("a block table is too short");
     for (int64_t b = 0; b <= last / cache.block_size; ++b) {
@@ -57,21 +64,22 @@ Batch batch_of(const Array<int32_t>& positions, const Array<int32_t>& starts, co
   return batch;
 }
 
-void step(Decoder& decoder, const KVCache& cache, int64_t vocab_size, const Array<int32_t>& tokens,
-          const Array<int32_t>& positions, const Array<int32_t>& starts, const Array<int32_t>& tables,
-          const Array<int32_t>& rows, Array<float>& logits) {
-  const Batch batch = batch_of(positions, starts, tables, cache.shape);
+void step(Decoder& decoder, const Array<int32_t>& tokens, const Array<int32_t>& positions,
+          const Array<int32_t>& starts, const Array<int32_t>& tables, const Array<int32_t>& rows,
+          Array<float>& logits) {
+  const Batch batch = batch_of(positions, starts, tables, decoder.cache_shape());
+  const int64_t vocab_size = decoder.shape().vocab_size, num_rows = length_of(rows, "rows");
   require_shape(tokens, {batch.tokens}, "tokens");
-  require_shape(logits, {rows.shape(0), vocab_size}, "logits");
+  require_shape(logits, {num_rows, vocab_size}, "logits");
   for (int64_t t = 0; t < batch.tokens; ++t) {
     if (tokens.data()[t] < 0 || tokens.data()[t] >= vocab_size) throw std::invalid_argument("no such token");
   }
-  for (int64_t r = 0; r < rows.shape(0); ++r) {
+  for (int64_t r = 0; r < num_rows; ++r) {
     if (rows.data()[r] < 0 || rows.data()[r] >= batch.tokens) throw std::invalid_argument("no such row");
   }
   float* out = logits.mutable_data();
   py::gil_scoped_release release;
-  decoder.step(tokens.data(), batch, rows.data(), rows.shape(0), out);
+  decoder.step(tokens.data(), batch, rows.data(), num_rows, out);
 }
 
 Array<float> linear(const Weight& weight, Pool& pool, const Array<float>& x) {
@@ -93,12 +101,13 @@ Array<float> attend(KVCache& cache, Pool& pool, int64_t layer, int64_t window, c
                     const Array<int32_t>& starts, const Array<int32_t>& tables) {
   const Batch batch = batch_of(positions, starts, tables, cache.shape);
   const int64_t kv_heads = cache.shape.kv_heads, size = cache.shape.head_dim;
-  if (query.ndim() != 3 || query.shape(1) % kv_heads) throw std::invalid_argument("query has the wrong shape");
+  if (query.ndim() != 3 || query.shape(1) < 1 || query.shape(1) % kv_heads) throw std::invalid_argument("query has the wrong shape");
   const int64_t heads = query.shape(1);
   require_shape(query, {batch.tokens, heads, size}, "query");
   require_shape(key, {batch.tokens, kv_heads, size}, "key");
   require_shape(value, {batch.tokens, kv_heads, size}, "value");
   if (layer < 0 || layer >= cache.shape.layers) throw std::invalid_argument("no such layer");
+  if (window < 0) throw std::invalid_argument("a window is a number of positions");
   Array<float> out({static_cast<py::ssize_t>(batch.tokens), static_cast<py::ssize_t>(heads * size)});
   float* to = out.mutable_data();
   py::gil_scoped_release release;
@@ -122,6 +131,9 @@ std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const A
   require_shape(top_p, {rows}, "top_p");
   require_shape(min_p, {rows}, "min_p");
   require_shape(uniform, {rows}, "uniform");
+  for (int64_t i = 0; i < rows; ++i) {
+    if (top_k.data()[i] < 0) throw std::invalid_argument("top_k is a number of tokens, or 0 for all");
+  }
   std::vector<int32_t> tokens(rows);
   py::gil_scoped_release release;
   pool.run(rows, [&](int64_t i) {
@@ -137,20 +149,26 @@ PYBIND11_MODULE(penstock_kernels, m) {
   py::class_<Pool>(m, "Pool").def(py::init<int>(), py::arg("threads")).def_property_readonly("threads", &Pool::threads);
 
   m.def("sample", &sample_rows);
+  // What the allocator keeps of memory that was freed: a good deal, after a checkpoint was read.
+  m.def("give_memory_back", [] {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+  });
 
   py::class_<Weight, std::shared_ptr<Weight>>(m, "Weight")
       .def(py::init([](const std::string& format, int64_t n, int64_t k) {
         return std::shared_ptr<Weight>(make_weight(format.c_str(), n, k));
       }))
       .def("pack",
-           [](Weight& weight, int64_t start, const Array<float>& rows) {
+           [](Weight& weight, Pool& pool, int64_t start, const Array<float>& rows) {
              if (rows.ndim() != 2 || rows.shape(1) != weight.k || start < 0 || start + rows.shape(0) > weight.n) {
                throw std::invalid_argument("rows do not fit the weight");
              }
              const int64_t count = rows.shape(0);
              const float* data = rows.data();
              py::gil_scoped_release release;
-             weight.pack(start, count, data);
+             weight.pack(pool, start, count, data);
            })
       .def("unpack",
            [](const Weight& weight, int64_t i) {
@@ -199,7 +217,7 @@ PYBIND11_MODULE(penstock_kernels, m) {
                     std::shared_ptr<Weight>, std::shared_ptr<KVCache>, int>(),
            py::kw_only(), py::arg("shape"), py::arg("layers"), py::arg("embedding"), py::arg("norm"),
            py::arg("head"), py::arg("cache"), py::arg("threads"))
-      .def("step", &step)
-      .def("workspace_bytes", &Decoder::workspace_bytes)
+      .def("step", &step, py::arg("tokens"), py::arg("positions"), py::arg("query_starts"), py::arg("block_tables"),
+           py::arg("rows"), py::arg("logits").noconvert())  // a converted copy would take the logits with it
       .def_property_readonly("weight_bytes", &Decoder::weight_bytes);
 }

@@ -8,13 +8,15 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace penstock {
 
 class Pool {
  public:
-  // Starts `threads` - 1 helpers; the caller of run() is the remaining thread.
+  // Starts `threads` - 1 helpers; the caller of run() is the remaining thread. Throws std::system_error if the
+  // system refuses one.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;
@@ -23,33 +25,35 @@ class Pool {
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }
 
   // Calls work(i) once for every i in [0, chunks), on any thread, and returns when all calls are over.
-  // One run at a time, from one thread; `work` must not throw.
+  // One run at a time; `chunks` is less than 2^32. What leaves `work` as an exception ends the process.
   template <class Work>
   void run(int64_t chunks, Work&& work) {
     if (chunks <= 1 || helpers_.empty()) {
       for (int64_t i = 0; i < chunks; ++i) work(i);
       return;
     }
-    share(chunks, [](void* context, int64_t i) { (*static_cast<std::remove_reference_t<Work>*>(context))(i); },
-          &work);
+    share({chunks, [](void* context, int64_t i) noexcept { (*static_cast<std::remove_reference_t<Work>*>(context))(i); },
+           &work});
   }
 
  private:
-  using Call = void (*)(void*, int64_t);
+  struct Job {
+    int64_t chunks = 0;
+    void (*call)(void*, int64_t) noexcept = nullptr;
+    void* context = nullptr;
+  };
 
-  void share(int64_t chunks, Call call, void* context);
-  bool take(uint32_t epoch, int64_t& chunk);
+  void share(const Job& job);
+  void work_on_job();
   void help();
+  void stop();
 
-  // epoch (24 bits) | number of chunks (20) | next chunk (20): one word, so that a chunk can only be taken
-  // from the job it belongs to.
+  // Number of chunks (32 bits) | next chunk (32): a thread takes a chunk by adding 1.
   std::atomic<uint64_t> ticket_{0};
-  std::atomic<uint32_t> published_{0};  // what helpers sleep on
+  Job job_;  // read by who has taken a chunk, and not written before all that were taken are done
   std::atomic<int64_t> done_{0};
-  std::atomic<Call> call_{nullptr};
-  std::atomic<void*> context_{nullptr};
+  std::atomic<uint32_t> published_{0};  // what helpers sleep on
   std::atomic<bool> stopping_{false};
-  uint32_t epoch_ = 0;
   std::vector<std::thread> helpers_;
 };
 

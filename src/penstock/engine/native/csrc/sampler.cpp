@@ -12,7 +12,8 @@ namespace penstock {
 namespace {
 
 // Before any token is sorted, all are counted by steps below the likeliest: step s holds weights in
-// (e^(-(s + 1) / 16), e^(-s / 16)] of its, the last step everything lighter. Only steps that may stay are sorted.
+// (e^(-(s + 1) / 16), e^(-s / 16)] of its. Only steps that may stay are sorted. What is lighter than all steps, e^-64,
+// is counted as one more and left out: a uniform number has 53 bits, too few to ever fall on it.
 constexpr int kSteps = 1024;
 constexpr double kStepsPerNat = 16.0;
 constexpr int64_t kBlock = 1024;
@@ -94,7 +95,8 @@ void count_steps(const float* logits, int64_t size, float largest, double temper
   const __m512 factor = _mm512_set1_ps(static_cast<float>(kStepsPerNat / temperature));
   for (int64_t i = 0; i < size; i += kLanes) {
     const __m512 v = _mm512_maskz_loadu_ps(first_lanes(size - i), logits + i);
-    const __m512 below = _mm512_min_ps(last, _mm512_mul_ps(_mm512_sub_ps(top, v), factor));
+    // The order of the operands of min takes NaN, as of infinity times a factor of 0, for the last step.
+    const __m512 below = _mm512_min_ps(_mm512_mul_ps(_mm512_sub_ps(top, v), factor), last);
     _mm512_storeu_si512(steps.data() + i, _mm512_cvttps_epi32(below));
   }
   // Four tables: neighbours often share a step, and adding to a count waits for the addition before it.
@@ -129,13 +131,13 @@ int steps_needed(const std::array<int64_t, kSteps + 1>& count, double total, con
   const double enough = sampling.top_k ? std::numeric_limits<double>::infinity() : sampling.top_p * total;
   double least_mass = 0.0;
   int64_t held = 0;
-  for (int s = 0; s <= kSteps; ++s) {
+  for (int s = 0; s < kSteps; ++s) {
     const double lightest = std::exp(-(s + 1) / kStepsPerNat);
     least_mass += static_cast<double>(count[s]) * lightest;
     held += count[s];
     if ((sampling.top_k && held >= sampling.top_k) || least_mass > enough || lightest < sampling.min_p) return s + 1;
   }
-  return kSteps + 1;
+  return kSteps;
 }
 
 void collect(const float* logits, int64_t size, float largest, double total, const Sampling& sampling,

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -30,9 +31,12 @@ class Buffer {
     constexpr int64_t kHuge = int64_t{2} << 20;
     const int64_t bytes = std::max<int64_t>(size, 1) * static_cast<int64_t>(sizeof(T));
     const int64_t unit = bytes >= 2 * kHuge ? kHuge : 64;
+    data_.reset();  // first: what was there may be as large
+    size_ = 0;
     void* memory = std::aligned_alloc(unit, round_up(bytes, unit));
     if (memory == nullptr) throw std::bad_alloc();
-    if (unit == kHuge) madvise(memory, round_up(bytes, unit), MADV_HUGEPAGE);
+    // Whole pages only: the last one, half used, would be memory that no arithmetic at start counts.
+    if (unit == kHuge) madvise(memory, bytes / kHuge * kHuge, MADV_HUGEPAGE);
     std::memset(memory, 0, bytes);
     data_.reset(static_cast<T*>(memory));
     size_ = size;
@@ -109,6 +113,39 @@ inline __m512 silu(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   return _mm512_div_ps(x, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), x))));
 }
+
+// The largest magnitude of `size` values, 16 of them from `load_at(j)`, 0 beyond the end. Compared as bits: NaN
+// is larger than everything there and so is not lost.
+template <class LoadAt>
+float largest_magnitude(int64_t size, LoadAt&& load_at) {
+  __m512i largest = _mm512_setzero_si512();
+  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+  for (int64_t j = 0; j < size; j += kLanes) {
+    largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(load_at(j)), magnitude));
+  }
+  const uint32_t bits = _mm512_reduce_max_epu32(largest);
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+// How values become int8 codes, symmetric: code times step. Where a value is not finite, neither is the step, and
+// all codes are 0: whatever they are multiplied with is lost. So small a row that 127 / absmax overflows is zeros.
+struct Int8Scale {
+  explicit Int8Scale(float absmax) : step(absmax / 127.0f), is_sound(std::isfinite(absmax)) {
+    const float steps = 127.0f / absmax;
+    inverse_ = _mm512_set1_ps(std::isfinite(steps) ? steps : 0.0f);
+  }
+  __m512i codes(__m512 values) const {
+    return _mm512_maskz_cvtps_epi32(is_sound ? 0xFFFF : 0, _mm512_mul_ps(values, inverse_));
+  }
+
+  const float step;
+  const bool is_sound;
+
+ private:
+  __m512 inverse_;
+};
 
 // The scale that norms a row: 1 / sqrt(mean of squares + eps).
 inline float inverse_rms(const float* x, int64_t size, float eps) {
