@@ -13,7 +13,7 @@ TESTS ?=
 SOURCES := pyproject.toml constraints.txt Makefile
 INSTALL = PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: up test check format bench clean
+.PHONY: up test check format bench bench-cpu clean
 .DEFAULT_GOAL := up
 
 up: $(VENV)/.engine
@@ -34,6 +34,12 @@ format: $(VENV)/.check
 
 bench: $(VENV)/.engine
 	$(BIN)/python benchmarks/service.py
+	@echo "Against other engines and servers: make bench-cpu (installs them under .bench/; more than an hour)"
+
+# Each alone: benchmarks/engine_cpu.py --help, benchmarks/serving_cpu.py --help.
+bench-cpu: $(VENV)/.engine
+	$(BIN)/python benchmarks/engine_cpu.py --pip-args="$(PIP_ARGS)"
+	$(BIN)/python benchmarks/serving_cpu.py --pip-args="$(PIP_ARGS)"
 
 clean:
 	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
