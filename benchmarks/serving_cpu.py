@@ -39,7 +39,7 @@ PARTIAL_RESULTS = ROOT / "serving_cpu.json"
 PAGE = BENCHMARKS.parent / "docs" / "benchmarks.md"
 LEAST_REPEATS = 5
 # The rate of Poisson arrivals, against what the tutorial server can do: enough to tell 10 times from less.
-RATE_FACTOR = 12.0
+RATE_FACTOR = 20.0
 MODES = ("closed", "poisson")
 _ADDRESS = re.compile(r"on http://127\.0\.0\.1:(\d+)$")
 _STOP_TIMEOUT_S = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,18 @@ class Tokenizer:
             raise CheckpointError(f"{directory} lacks tokenizer.json (convert older tokenizer formats first)")
         try:
             self._encoder = RustTokenizer.from_file(str(path))
-            self._literal = RustTokenizer.from_file(str(path))
-            for tokenizer in (self._encoder, self._literal):
-                tokenizer.no_truncation()  # training leaves these in the file; a prompt must not be cut
-                tokenizer.no_padding()
-                _forget_words(tokenizer)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-        self._literal.encode_special_tokens = True
+        self._encoder.no_truncation()  # training leaves these in the file; a prompt must not be cut
+        self._encoder.no_padding()
+        _forget_words(self._encoder)
         self.config = read_json(directory / "tokenizer_config.json")
         self.special_tokens = {
             token.content: token_id
             for token_id, token in self._encoder.get_added_tokens_decoder().items()
             if token.special
         }
+        self._literal_ids = self._spell_out(self.special_tokens)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special_ids = frozenset(self.special_tokens.values())
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -66,14 +64,14 @@ class Tokenizer:
         return _encode(self._encoder, text, add_special_tokens)
 
     def encode_prompt(self, text: str, defused: Sequence[str]) -> list[int]:
-        """Token ids of a rendered prompt in which marks stand for `defused` texts, by index.
+        """Token ids of a rendered prompt in which marks stand for `defused` special tokens, by index.
 
         Those are encoded letter by letter, as text, so a user cannot forge the end of a turn.
         """
         pieces = _MARKED.split(text)
         ids = self.encode(pieces[0], add_special_tokens=False)
         for index, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            ids += _encode(self._literal, defused[int(index)], add_special_tokens=False)
+            ids += self._literal_ids[defused[int(index)]]
             ids += self.encode(piece, add_special_tokens=False)
         return ids
 
@@ -96,6 +94,13 @@ class Tokenizer:
     def has_text(self, token: int) -> bool:
         """False for special tokens and for ids of the model's that the tokenizer does not have."""
         return token not in self._special_ids and self._encoder.id_to_token(token) is not None
+
+    def _spell_out(self, specials: Iterable[str]) -> dict[str, list[int]]:
+        """The ids of special tokens that are written as text."""
+        self._encoder.encode_special_tokens = True
+        spelled = {text: _encode(self._encoder, text, add_special_tokens=False) for text in specials}
+        self._encoder.encode_special_tokens = False
+        return spelled
 
     def _end_tokens(self, directory: Path) -> frozenset[int]:
         """Ids that end an answer: every source that names one counts, as in vLLM."""

@@ -33,7 +33,6 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<
       cache_(std::move(cache)),
       qkv_width_((shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim),
       out_width_(shape_.heads * shape_.head_dim),
-      widest_(std::max({shape_.hidden_size, out_width_, shape_.intermediate_size})),
       pool_(threads) {
   const auto hidden = static_cast<size_t>(shape_.hidden_size), head_dim = static_cast<size_t>(shape_.head_dim);
   const auto fits = [](const std::shared_ptr<Weight>& w, int64_t n, int64_t k) { return w && w->n == n && w->k == k; };
@@ -62,7 +61,7 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<
 
 template <class RowAt>
 void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at) {
-  activations_.shape(rows, to.k);
+  activations_.shape(rows, to.k, to.form());
   // A tile belongs to one thread: its rows share cache lines.
   pool_.run(activations_.tiles(), [&](int64_t t) {
     for (int64_t i = activations_.tile_start(t); i < activations_.tile_start(t + 1); ++i) {
@@ -148,7 +147,6 @@ void Decoder::reserve(int64_t tokens) {
   mlp_.reserve(tokens * round_up(shape_.intermediate_size, kLanes));
   cos_.reserve(tokens * shape_.head_dim / 2);
   sin_.reserve(tokens * shape_.head_dim / 2);
-  activations_.reserve(tokens, widest_);
 }
 
 int64_t Decoder::weight_bytes() const {

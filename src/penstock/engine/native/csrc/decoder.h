@@ -53,7 +53,7 @@ class Decoder {
   const std::shared_ptr<Weight> embedding_, head_;
   const std::vector<float> norm_;
   const std::shared_ptr<KVCache> cache_;
-  const int64_t qkv_width_, out_width_, widest_;
+  const int64_t qkv_width_, out_width_;
   Pool pool_;
   Activations activations_;
   Buffer<float> states_, qkv_, attended_, mlp_, cos_, sin_;

@@ -13,6 +13,12 @@ namespace {
 using Accumulators = __m512[2];
 using Sums = __m512i[2];
 
+// sum += the products of four unsigned and four signed bytes in each lane. In place: of the intrinsic gcc 12 makes
+// copies, and for tall tiles it keeps the sums on the stack, which cost a third of the speed (lab log).
+inline void add_products(__m512i& sum, __m512i weights, __m512i activations) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+}
+
 // Calls `Kernel<R>::run` for R = count, so that each height has a loop of its own with everything in registers.
 template <template <int> class Kernel, class... Args>
 void by_height(int count, Args&&... args) {
@@ -102,6 +108,7 @@ class FloatWeight : public Weight {
   void unpack(int64_t i, float* out) const override {
     for (int64_t j = 0; j < k; ++j) out[j] = to_float(panels_.data()[place(i, j)]);
   }
+  Activations::Form form() const override { return Activations::Form::kFloat; }
   void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const override {
     to.set_float(i, x, norm, eps);
   }
@@ -146,6 +153,7 @@ class Int8Weight : public Weight {
       out[j] = scales_.data()[i] * static_cast<float>(codes_.data()[place(i, j)] - 128);
     }
   }
+  Activations::Form form() const override { return Activations::Form::kCodes; }
   void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const override {
     to.set_codes(i, x, norm, eps);
   }
@@ -197,8 +205,8 @@ class Int8Weight : public Weight {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const __m512i v = _mm512_set1_epi32(x[r]);
-        sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], w0, v);
-        sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], w1, v);
+        add_products(sums[r][0], w0, v);
+        add_products(sums[r][1], w1, v);
       }
     }
   };
@@ -243,6 +251,7 @@ class Int4Weight : public Weight {
       out[j] = _cvtsh_ss(scale) * static_cast<float>((is_high(j) ? byte >> 4 : byte & 0x0F) - 8);
     }
   }
+  Activations::Form form() const override { return Activations::Form::kCodes; }
   void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const override {
     to.set_codes(i, x, norm, eps);
   }
@@ -297,8 +306,10 @@ class Int4Weight : public Weight {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const __m512i even = _mm512_set1_epi32(x[r]), odd = _mm512_set1_epi32(x[height + r]);
-          sums[r][0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[r][0], even0, even), odd0, odd);
-          sums[r][1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[r][1], even1, even), odd1, odd);
+          add_products(sums[r][0], even0, even);
+          add_products(sums[r][1], even1, even);
+          add_products(sums[r][0], odd0, odd);
+          add_products(sums[r][1], odd1, odd);
         }
       }
     }

@@ -11,20 +11,18 @@ constexpr int64_t kLongestChunk = 128;  // rows times panels
 
 }  // namespace
 
-void Activations::reserve(int64_t rows, int64_t size) {
-  const int64_t stride = round_up(size, 64);
-  values_.reserve(rows * stride);
-  quads_.reserve(rows * stride / 4);
-  scales_.reserve(rows);
-  sums_.reserve(rows);
-  group_sums_.reserve(rows * (stride / kGroup));
-}
-
-void Activations::shape(int64_t rows, int64_t size) {
+void Activations::shape(int64_t rows, int64_t size, Form form) {
   rows_ = rows;
   size_ = size;
   stride_ = round_up(size, 64);
-  reserve(rows, size);
+  if (form == Form::kFloat) {
+    values_.reserve(rows * stride_);
+    return;
+  }
+  quads_.reserve(rows * stride_ / 4);
+  scales_.reserve(rows);
+  sums_.reserve(rows);
+  group_sums_.reserve(rows * (stride_ / kGroup));
 }
 
 void Activations::set_float(int64_t i, const float* x, const float* norm, float eps) {

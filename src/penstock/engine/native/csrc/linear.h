@@ -23,9 +23,10 @@ constexpr int kGroup = 32;     // weights that share a scale in int4
 // interleaved, value by value or quad by quad of codes, so that a kernel walks through them with one pointer.
 class Activations {
  public:
-  // Makes room; `size` is the number of values in a row.
-  void reserve(int64_t rows, int64_t size);
-  void shape(int64_t rows, int64_t size);
+  enum class Form { kFloat, kCodes };
+
+  // Makes room for `rows` of `size` values each in that form; what was there is lost.
+  void shape(int64_t rows, int64_t size, Form form);
   // Takes row i: times its inverse root mean square and `norm` where norm is given.
   void set_float(int64_t i, const float* x, const float* norm, float eps);
   void set_codes(int64_t i, const float* x, const float* norm, float eps);
@@ -75,7 +76,9 @@ class Weight {
   virtual void unpack(int64_t i, float* out) const = 0;
   void set_bias(const float* bias);
 
-  // Prepares row i of `to` in the form this format multiplies.
+  // What this format multiplies.
+  virtual Activations::Form form() const = 0;
+  // Prepares row i of `to`, shaped for this weight.
   virtual void prepare(Activations& to, int64_t i, const float* x, const float* norm, float eps) const = 0;
   // out[r][0..31] = row r of tile t of `from` times panel `panel`, bias not added.
   virtual void tile(int64_t panel, const Activations& from, int64_t t, float* out) const = 0;

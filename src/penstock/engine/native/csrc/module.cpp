@@ -90,7 +90,7 @@ Array<float> linear(const Weight& weight, Pool& pool, const Array<float>& x) {
   const int64_t rows = x.shape(0);
   py::gil_scoped_release release;
   Activations activations;
-  activations.shape(rows, weight.k);
+  activations.shape(rows, weight.k, weight.form());
   for (int64_t i = 0; i < rows; ++i) weight.prepare(activations, i, from + i * weight.k, nullptr, 0.0f);
   weight.product(pool, activations, to, weight.n, Into::kStore);
   return out;
