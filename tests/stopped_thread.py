@@ -1,7 +1,7 @@
 """Stops one thread of another process, wherever it is, as a hang in a driver or a kernel would.
 
-Signals stop whole processes; a debugger's calls (ptrace, Linux) stop a single thread. Its process may be a
-descendant of ours; where the system allows no debugging at all, the test is skipped.
+Signals stop whole processes; a debugger's calls (ptrace, Linux) stop a single thread. Its process must be a
+descendant of ours, which Linux allows unless debugging is forbidden altogether: then the call raises.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 SEIZE, INTERRUPT = 0x4206, 0x4207
 WALL = 0x40000000  # waitpid: threads, too
@@ -55,4 +53,5 @@ def _call(request: int, thread: int) -> None:
     ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
     ptrace.restype = ctypes.c_long
     if ptrace(request, thread, None, None) == -1:
-        pytest.skip(f"threads of other processes cannot be stopped here: {os.strerror(ctypes.get_errno())}")
+        number = ctypes.get_errno()
+        raise OSError(number, f"this system does not let a thread be stopped: {os.strerror(number)}")

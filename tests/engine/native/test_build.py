@@ -59,7 +59,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(tmp_path: Pat
 @needs_kernels
 def test_a_library_that_cannot_be_loaded_is_built_anew(tmp_path: Path, module: Toolchain) -> None:
     """As one that a machine with other system libraries left in a shared folder."""
-    module.library(tmp_path).write_bytes(b"not a library")
+    module.built_path(tmp_path).write_bytes(b"not a library")
     assert load_kernels(tmp_path, module).__name__ == NAME
 
 
@@ -79,7 +79,7 @@ def test_processes_that_start_together_do_not_disturb_each_other(tmp_path: Path,
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: load_kernels(tmp_path, module), range(4)))
     assert [kernels.__name__ for kernels in found] == [NAME] * 4
-    assert list(tmp_path.iterdir()) == [module.library(tmp_path)]
+    assert list(tmp_path.iterdir()) == [module.built_path(tmp_path)]
 
 
 @needs_kernels
@@ -92,7 +92,7 @@ def test_the_cache_does_not_grow_for_ever(tmp_path: Path, module: Toolchain) -> 
             os.utime(path, (time.time() - age * 300,) * 2)
     load_kernels(tmp_path, module)
     libraries = {path.name for path in tmp_path.glob(f"{NAME}-*")}
-    assert libraries == {module.library(tmp_path).name, *(f"{NAME}-{age:016x}.so" for age in range(1, 8))}
+    assert libraries == {module.built_path(tmp_path).name, *(f"{NAME}-{age:016x}.so" for age in range(1, 8))}
     assert {path.name for path in tmp_path.glob("build-*")} == {f"build-{age}" for age in range(1, 4)}
 
 
@@ -110,10 +110,13 @@ def test_the_name_changes_with_sources_and_cpu(tmp_path: Path) -> None:
     other.mkdir()
     for source in SOURCES.iterdir():
         (other / source.name).write_bytes(source.read_bytes())
-    names = [Toolchain(sources=other).library(tmp_path)]
+    names = [Toolchain(sources=other).built_path(tmp_path)]
     (other / "pool.cpp").write_bytes((other / "pool.cpp").read_bytes() + b" ")
-    names += [Toolchain(sources=other).library(tmp_path), Toolchain(cpu_flags=STRANGE_CPU).library(tmp_path)]
-    assert names[0].name == Toolchain().library(tmp_path).name
+    names += [
+        Toolchain(sources=other).built_path(tmp_path),
+        Toolchain(cpu_flags=STRANGE_CPU).built_path(tmp_path),
+    ]
+    assert names[0].name == Toolchain().built_path(tmp_path).name
     assert len(set(names)) == 3
 
 

@@ -55,7 +55,7 @@ class Toolchain:
     """Looked for in this order."""
     cpu_flags: frozenset[str] = field(default_factory=lambda: _cpu_flags())
 
-    def library(self, cache: Path) -> Path:
+    def built_path(self, cache: Path) -> Path:
         """Where the built kernels lie: the name changes with sources, flags, CPU and interpreter."""
         digest = hashlib.sha256()
         for source in sorted(self.sources.iterdir()):
@@ -76,7 +76,7 @@ def load_kernels(cache: Path, toolchain: Toolchain | None = None) -> ModuleType:
     if missing := sorted(REQUIRED - toolchain.cpu_flags):
         raise KernelsUnavailableError(f"this CPU lacks {', '.join(missing)}")
     try:
-        library = toolchain.library(cache.expanduser())
+        library = toolchain.built_path(cache.expanduser())
         if library.exists():
             try:
                 return _load(library)
