@@ -7,7 +7,8 @@ import random
 import torch
 
 from penstock.engine.core import EngineCore
-from penstock.engine.sequence import Output, SamplingParams, Sequence
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Output, Sequence
 from tiny_engine import new_tokens
 
 VOCAB_SIZE = 131

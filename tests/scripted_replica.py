@@ -21,8 +21,8 @@ from byte_tokenizer import CHATML, IM_END, MERGES, byte_level, write_tokenizer
 from penstock.asgi.drain import Drain
 from penstock.asgi.settings import HttpLimits
 from penstock.engine.core import EngineCore
-from penstock.engine.scheduler import Limits, StepPlan
-from penstock.engine.sequence import SamplingParams
+from penstock.engine.plan import Limits, StepPlan
+from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.replica.app import Replica
 from penstock.replica.model import SamplingDefaults, ServedModel

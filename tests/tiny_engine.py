@@ -17,8 +17,9 @@ from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.memory import MemoryPlan, plan_memory
 from penstock.engine.runner import load_runner
-from penstock.engine.scheduler import Limits, StepPlan
-from penstock.engine.sequence import Output, SamplingParams, Sequence
+from penstock.engine.plan import Limits, StepPlan
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Output, Sequence
 from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import read_config

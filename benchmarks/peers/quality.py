@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from penstock.engine.core import ForwardPass
-from penstock.engine.scheduler import StepPlan
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.plan import StepPlan
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 from penstock.engine.settings import EngineSettings
 from penstock.lab.answerers import EngineAnswerer
 from penstock.lab.corpus import held_out_suite

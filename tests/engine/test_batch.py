@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from penstock.engine.batch import build_batch
-from penstock.engine.scheduler import Chunk, StepPlan
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.plan import Chunk, StepPlan
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 
 
 def sequence(identity: int, tokens: list[int], blocks: list[int]) -> Sequence:

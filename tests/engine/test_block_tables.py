@@ -6,7 +6,8 @@ import pytest
 
 from penstock.engine.block_tables import BlockTables
 from penstock.engine.blocks import BlockPool
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 
 SIZE = 4
 

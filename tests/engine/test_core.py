@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor
 
 from penstock.base.errors import DeadlineExceededError, EngineError, KVCapacityError
-from penstock.engine.scheduler import StepPlan
+from penstock.engine.plan import StepPlan
 from penstock.engine.sequence import FinishReason, Sequence
 from tiny_engine import (
     VOCAB_SIZE,

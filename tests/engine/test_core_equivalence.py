@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from company import NEW_TOKENS, join_over_time, of_requests, requests
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 from tiny_engine import build_core, new_tokens, run_to_end
 
 

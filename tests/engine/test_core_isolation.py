@@ -11,8 +11,9 @@ from torch import Tensor
 
 from penstock.base.errors import EngineError
 from penstock.engine.core import MAX_FAILED_STEPS, EngineCore, ForwardPass
-from penstock.engine.scheduler import StepPlan
-from penstock.engine.sequence import FinishReason, Output, SamplingParams, Sequence
+from penstock.engine.plan import StepPlan
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import FinishReason, Output, Sequence
 from tiny_engine import CountingForward, build_core, greedy, new_tokens, run_to_end, scripted_core
 
 ERRORS = [RuntimeError("scripted failure"), MemoryError(), torch.OutOfMemoryError("scripted")]

@@ -7,7 +7,7 @@ import random
 from torch import Tensor
 
 from penstock.engine.core import EngineCore
-from penstock.engine.scheduler import StepPlan
+from penstock.engine.plan import StepPlan
 from penstock.engine.sequence import Sequence
 from tiny_engine import VOCAB_SIZE, CountingForward, greedy, scripted_core
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from penstock.engine.core import EngineCore
-from penstock.engine.sequence import Output, Priority, SamplingParams, Sequence
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Output, Priority, Sequence
 from tiny_engine import build_core, new_tokens, run_to_end
 
 VOCAB_SIZE = 131

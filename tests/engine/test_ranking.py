@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.ranking import Ranking
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 
 
 def sequence(identity: int, arrival: float) -> Sequence:

@@ -16,8 +16,9 @@ from native_kernels import EITHER
 from penstock.engine.batch import build_batch
 from penstock.engine.native.runner import NativeRunner
 from penstock.engine.runner import TorchRunner, load_runner
-from penstock.engine.scheduler import Chunk, StepPlan
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.plan import Chunk, StepPlan
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 from tiny_checkpoints import CASES, Case
 from tiny_engine import plan_for
 

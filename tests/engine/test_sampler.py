@@ -22,7 +22,7 @@ from native_kernels import EITHER, find_kernels, needs_kernels
 from penstock.engine.native.sampler import NativeSampler
 from penstock.engine.sampler import Sampler, uniform
 from penstock.engine.sampler import sample as torch_sample
-from penstock.engine.sequence import SamplingParams
+from penstock.engine.sampling import SamplingParams
 
 PLAIN = SamplingParams(max_tokens=1)
 FILTERS = [

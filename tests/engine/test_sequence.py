@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from penstock.engine.sequence import TRANSITIONS, SamplingParams, Sequence, Status
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import TRANSITIONS, Sequence, Status
 
 
 def test_counts_follow_the_tokens() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.engine.scheduler import StepPlan
+from penstock.engine.plan import StepPlan
 
 Int32s = NDArray[np.int32]
 
@@ -25,7 +25,7 @@ class Batch:
     block_tables: Int32s
     """(S, width): the blocks of each sequence's context up to this step's last position, then zeros."""
     logit_rows: Int32s
-    """(num_sampled,): rows whose hidden state gives a new token."""
+    """(num_draws,): rows whose hidden state gives a new token."""
 
     def context_slots(self, sequence: int, block_size: int) -> NDArray[np.int64]:
         """(context,): where the keys and values of all positions of a sequence lie, block * size + offset."""
@@ -38,8 +38,8 @@ class Batch:
 def build_batch(plan: StepPlan, block_size: int) -> Batch:
     """Turns a plan with at least one chunk into arrays; the plan is left as it is."""
     chunks = plan.chunks
-    counts = [chunk.count for chunk in chunks]
-    widths = [-(-(chunk.start + chunk.count) // block_size) for chunk in chunks]
+    counts = [chunk.end - chunk.start for chunk in chunks]
+    widths = [-(-chunk.end // block_size) for chunk in chunks]
     query_starts = np.zeros(len(chunks) + 1, dtype=np.int32)
     np.cumsum(counts, out=query_starts[1:])
     block_tables = np.zeros((len(chunks), max(widths)), dtype=np.int32)
@@ -47,13 +47,18 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
     for row, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
         block_tables[row, :width] = chunk.sequence.block_table[:width]
         tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+        tokens += chunk.draft
     starts = np.asarray([chunk.start for chunk in chunks], dtype=np.int32)
     within = np.arange(len(tokens), dtype=np.int32) - np.repeat(query_starts[:-1], counts)
-    samples = np.asarray([chunk.samples for chunk in chunks])
+    draws = [
+        row
+        for chunk, end in zip(chunks, query_starts[1:].tolist(), strict=True)
+        for row in range(end - chunk.num_draws, end)
+    ]
     return Batch(
         tokens=np.asarray(tokens, dtype=np.int32),
         positions=np.repeat(starts, counts) + within,
         query_starts=query_starts,
         block_tables=block_tables,
-        logit_rows=query_starts[1:][samples] - np.int32(1),
+        logit_rows=np.asarray(draws, dtype=np.int32),
     )

@@ -24,7 +24,7 @@ class BlockTables:
         """Without `is_caching` nothing is kept and nothing found."""
         self.pool = pool
         self.cache = PrefixCache(pool)
-        self._is_caching = is_caching
+        self.is_caching = is_caching
         self.num_prompt_tokens = 0
         """Prompt tokens of the sequences admitted so far, each once."""
         self.num_hit_tokens = 0
@@ -45,7 +45,8 @@ class BlockTables:
 
         False, and nothing has changed, if that would leave fewer than `reserve` blocks available.
         """
-        path = self.cache.match(sequence.cache_salt, sequence.tokens) if self._is_caching else []
+        path = self.cache.match(sequence.cache_salt, sequence.tokens) if self.is_caching else []
+        del path[sequence.num_shareable // self.pool.block_size :]
         fresh = self.pool.blocks_for(len(sequence.tokens)) - len(path)
         # What was found is no longer to be had once it is locked.
         if fresh + sum(not node.num_locks for node in path) + reserve > self.num_available:
@@ -60,9 +61,11 @@ class BlockTables:
             self.num_hit_tokens += sequence.num_computed
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Gives a sequence blocks for all its tokens; False, and nothing changed, if too few are left."""
-        missing = self.pool.blocks_for(len(sequence.tokens)) - len(sequence.block_table)
+    def grow(self, sequence: Sequence, extra: int = 0) -> bool:
+        """Gives a sequence blocks for all its tokens and `extra` more; False, and nothing changed, if too few
+        are left.
+        """
+        missing = self.pool.blocks_for(len(sequence.tokens) + extra) - len(sequence.block_table)
         if missing <= 0:  # at all but one in block_size decodes
             return True
         if missing > self.num_available:
@@ -72,7 +75,7 @@ class BlockTables:
 
     def publish(self, sequence: Sequence) -> None:
         """Gives the blocks that were computed to their end to the cache; the table may change its numbers."""
-        if not self._is_caching:
+        if not self.is_caching:
             return
         size = self.pool.block_size
         for index in range(len(sequence.path), sequence.num_computed // size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from penstock.base.errors import EngineError
 from penstock.engine.blocks import BlockPool
+from penstock.engine.drawing import Drawn, Forbid, draw, forbid
 from penstock.engine.pacing import Pacer
+from penstock.engine.readout import StepView
 from penstock.engine.sampler import Sampler, sample
-from penstock.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
-from penstock.engine.sequence import Output, SamplingParams, Sequence
+from penstock.engine.plan import Chunk, Limits, StepPlan
+from penstock.engine.scheduler import Scheduler
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Output, Sequence
 from penstock.engine.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
@@ -26,11 +31,13 @@ MAX_FAILED_STEPS = 3
 PROBE_ID = -1
 
 
-class ForwardPass(Protocol):
+class ForwardPass(StepView, Protocol):
     """What the core needs of a runner."""
 
     def run(self, plan: StepPlan) -> Tensor:
-        """float32 logits (num_sampled, vocab_size), rows in the order of `plan.sampling_chunks`."""
+        """float32 logits of the rows that draw, (n, vocab_size), in the plan's order; the caller's to change
+        until the next call.
+        """
         ...
 
 
@@ -74,6 +81,7 @@ class EngineCore:
         prefix_cache: bool = True,
         decode_slowdown: float = 0.0,
         sampler: Sampler = sample,
+        forbid: Forbid = forbid,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`decode_slowdown` and `prefix_cache` are the settings of these names.
@@ -83,6 +91,7 @@ class EngineCore:
         """
         self.runner = runner
         self.sampler = sampler
+        self._forbid = forbid
         self.limits = limits
         self.clock = clock
         self._pacer = Pacer(decode_slowdown) if decode_slowdown else None
@@ -109,15 +118,21 @@ class EngineCore:
         """
         return self._failed_in_row >= MAX_FAILED_STEPS
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence; it may join in the next step."""
-        self.scheduler.add(sequence)
+    def add(self, sequence: Sequence, siblings: SequenceOf[Sequence] = ()) -> None:
+        """Queues a sequence, which may join in the next step, and others of the same prompt after it."""
+        self.scheduler.add(sequence, siblings)
 
     def cancel(self, sequence_id: int) -> Output | None:
         """Ends a sequence between two steps and frees its blocks; None if it has ended already."""
         output = self.scheduler.cancel(sequence_id)
         self._check_idle()
         return output
+
+    def move(self, sequence_id: int) -> Sequence | None:
+        """Ends a sequence that is to go on elsewhere; gives it, or None if it has ended already."""
+        sequence = self.scheduler.move(sequence_id)
+        self._check_idle()
+        return sequence
 
     def step(self) -> list[Output]:
         """Runs one step and says what it brought.
@@ -130,8 +145,8 @@ class EngineCore:
         outputs = list(plan.failed)
         if plan.chunks:
             self._failed_in_row += 1  # until something of it is computed
-            tokens = self._attempt(plan)
-            outputs += self._isolate(plan) if tokens is None else self._commit(plan, tokens)
+            drawn = self._attempt(plan)
+            outputs += self._isolate(plan) if drawn is None else self._commit(plan, drawn)
         self._steps += 1
         self._seconds += self.clock() - started
         self._check_idle()
@@ -169,37 +184,42 @@ class EngineCore:
             )
             tables.reset()
 
-    def _attempt(self, plan: StepPlan) -> list[int | None] | None:
+    def _attempt(self, plan: StepPlan) -> Drawn | None:
         """The tokens that `plan` gives; None, and a line in the log, if computing them raised.
 
         It changes nothing but KV slots that are not counted as computed yet, and writes the same there when
         it is repeated.
         """
-        sampling = plan.sampling_chunks
         self.pulse.beat(len(plan.chunks), plan.num_tokens)
         started = self.clock()
         try:
-            tokens = self.sampler(
-                self.runner.run(plan),
-                [chunk.sequence.sampling for chunk in sampling],
-                [len(chunk.sequence.tokens) for chunk in sampling],
-            )
+            drawn = draw(plan, self.runner.run(plan), self.sampler, self._forbid)
+            self._read_out(plan)
         except Exception:
             logger.exception(
                 "engine step failed", extra={"num_sequences": len(plan.chunks), "num_tokens": plan.num_tokens}
             )
             return None
         self._failed_in_row = 0
-        if self._pacer is not None:
+        if self._pacer is not None and not plan.num_drafted:
             self._pacer.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, self.clock() - started)
-        return tokens
+        return drawn
 
-    def _commit(self, plan: StepPlan, tokens: list[int | None]) -> list[Output]:
+    def _read_out(self, plan: StepPlan) -> None:
+        row = 0
+        for chunk in plan.chunks:
+            readout = chunk.sequence.readout
+            if readout is not None and (count := min(chunk.end, readout.num_wanted) - chunk.start) > 0:
+                readout.read(self.runner, row, chunk.start, count)
+            row += chunk.end - chunk.start
+
+    def _commit(self, plan: StepPlan, drawn: Drawn) -> list[Output]:
         for chunk in plan.chunks:
             prompt_left = max(chunk.sequence.num_prompt_tokens - chunk.start, 0)
             self._prompt_tokens += min(chunk.count, prompt_left)
-        self._generated_tokens += len(tokens)
-        return self.scheduler.commit(plan, tokens)
+        outputs = self.scheduler.commit(plan, drawn.tokens, drawn.logprobs)
+        self._generated_tokens += sum(output.token is not None for output in outputs)
+        return outputs
 
     def _isolate(self, plan: StepPlan) -> list[Output]:
         """Computes each chunk of a plan that raised by itself, and fails those that raise again.
@@ -210,8 +230,8 @@ class EngineCore:
         outputs = []
         for chunk in plan.chunks:
             alone = StepPlan((chunk,))
-            if (tokens := self._attempt(alone)) is not None:
-                outputs += self._commit(alone, tokens)
+            if (drawn := self._attempt(alone)) is not None:
+                outputs += self._commit(alone, drawn)
             else:
                 error = EngineError("the engine failed while computing this request; see the engine's log")
                 outputs += self.scheduler.fail([chunk.sequence], error)

@@ -15,7 +15,7 @@ from penstock.engine.formats import head_format
 from penstock.engine.linear import METHODS
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.native.runner import NativeRunner
-from penstock.engine.scheduler import StepPlan
+from penstock.engine.plan import StepPlan
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import Progress, read_config, read_tensors
 
@@ -29,6 +29,7 @@ class TorchRunner:
         self.attention = ReferenceAttention(
             decoder.spec, memory.num_blocks, memory.block_size, memory.compute.kv_dtype, memory.compute.device
         )
+        self._states = torch.empty(0, decoder.spec.hidden_size)  # of the last step
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:
@@ -43,8 +44,17 @@ class TorchRunner:
             torch.from_numpy(array).to(device=device, dtype=torch.int64)
             for array in (batch.tokens, batch.positions, batch.logit_rows)
         )
-        states = self.decoder(tokens, positions, self.attention.bind(batch))
-        return self.decoder.logits(states[rows])
+        self._states = self.decoder(tokens, positions, self.attention.bind(batch))
+        return self.decoder.logits(self._states[rows])
+
+    @torch.inference_mode()
+    def logits(self, start: int, end: int) -> Tensor:
+        """See StepView."""
+        return self.decoder.logits(self._states[start:end])
+
+    def states(self, start: int, end: int) -> Tensor:
+        """See StepView."""
+        return self._states[start:end].float()
 
 
 def load_runner(

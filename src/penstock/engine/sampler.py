@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from penstock.engine.sequence import SamplingParams
+from penstock.engine.sampling import SamplingParams
 
 _MASK = (1 << 64) - 1
 

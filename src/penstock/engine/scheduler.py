@@ -6,12 +6,16 @@ the whole known text and keeps one spare block per running sequence. When a deco
 running sequence of the lowest priority, the newest among equals, is preempted by recompute: it gives its
 blocks back, keeps its tokens and waits in its old place. What the prefix cache still has of it is not
 computed again.
+
+A step of a few decodes and nothing else may carry drafts, guesses at what follows. Each row of a chunk with a
+draft is drawn as if the draft before it were the text, by the draw that belongs to its position; the first
+token that is not the draft's ends it. So a draft changes how fast tokens come, never which.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,55 +23,11 @@ from typing import Protocol
 from penstock.base.errors import DeadlineExceededError, EngineError, KVCapacityError, PenstockError
 from penstock.engine.block_tables import BlockTables
 from penstock.engine.blocks import BlockPool
+from penstock.engine.plan import Chunk, Limits, StepPlan
+from penstock.engine.prompt_lookup import Lookup
 from penstock.engine.ranking import Ranking
+from penstock.engine.sampling import TokenLogprobs
 from penstock.engine.sequence import FinishReason, Output, Sequence, Status
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of a step and of a sequence, in tokens and sequences."""
-
-    max_sequences: int
-    max_batch_tokens: int
-    max_model_len: int
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Positions [start, start + count) of a sequence, computed in this step."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def samples(self) -> bool:
-        """True if the chunk reaches the last known token, so that its logits give the next one."""
-        return self.start + self.count == len(self.sequence.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """The work of one step. Every chunk's sequence holds the blocks that the chunk writes to."""
-
-    chunks: tuple[Chunk, ...] = ()
-    failed: tuple[Output, ...] = ()
-    """Sequences that ended while planning: past their deadline, or more than the pool can ever hold."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(chunk.count for chunk in self.chunks)
-
-    @property
-    def num_decodes(self) -> int:
-        """Chunks of one token, which is what a decode costs."""
-        return sum(chunk.count == 1 for chunk in self.chunks)
-
-    @property
-    def sampling_chunks(self) -> list[Chunk]:
-        """Chunks whose last position gives a new token, in batch order."""
-        return [chunk for chunk in self.chunks if chunk.samples]
 
 
 class Pace(Protocol):
@@ -90,6 +50,21 @@ class _Draft:
         count = min(sequence.num_pending, self.budget)
         self.chunks.append(Chunk(sequence, sequence.num_computed, count))
         self.budget -= count
+
+
+@dataclass(slots=True)
+class DraftStats:
+    """What became of the drafts so far."""
+
+    num_drafts: int = 0
+    num_tokens: int = 0
+    num_accepted: int = 0
+
+    def count(self, num_tokens: int, num_accepted: int) -> None:
+        """Counts one draft."""
+        self.num_drafts += 1
+        self.num_tokens += num_tokens
+        self.num_accepted += num_accepted
 
 
 def _by_due(sequence: Sequence) -> tuple[float, ...]:
@@ -115,26 +90,46 @@ class Scheduler:
         self.running = Ranking(_by_rank)  # the last one is the first to be preempted
         self._deadlines = Ranking(lambda sequence: (sequence.deadline, sequence.id))
         self._by_id: dict[int, Sequence] = {}
+        self._held: dict[int, list[Sequence]] = {}  # by the sequence they wait for
         self.num_preemptions = 0
+        self.drafts = DraftStats()
 
     @property
     def has_work(self) -> bool:
         """True while a sequence waits or runs."""
         return bool(self._by_id)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence. The caller has checked its length against `limits.max_model_len`."""
-        assert 0 < len(sequence.tokens) < self.limits.max_model_len + 1
-        assert sequence.id not in self._by_id
-        self._by_id[sequence.id] = sequence
+    def add(self, sequence: Sequence, siblings: SequenceOf[Sequence] = ()) -> None:
+        """Queues a sequence, and others of the same prompt, which wait until it is computed once.
+
+        The caller has checked their length against `limits.max_model_len`.
+        """
+        for one in (sequence, *siblings):
+            assert 0 < len(one.tokens) < self.limits.max_model_len + 1
+            assert one.id not in self._by_id
+            self._by_id[one.id] = one
+            if one.deadline < math.inf:
+                self._deadlines.add(one)
         self.waiting.add(sequence)
-        if sequence.deadline < math.inf:
-            self._deadlines.add(sequence)
+        if siblings and self.tables.is_caching:
+            self._held[sequence.id] = list(siblings)
+            for sibling in siblings:
+                sibling.status = Status.HELD
+        else:
+            for sibling in siblings:
+                self.waiting.add(sibling)
 
     def cancel(self, sequence_id: int) -> Output | None:
         """Ends a sequence in whatever state it is and frees its blocks; None if it has ended already."""
         sequence = self._by_id.get(sequence_id)
         return None if sequence is None else self._finish(sequence, FinishReason.CANCELLED)
+
+    def move(self, sequence_id: int) -> Sequence | None:
+        """Ends a sequence that is to go on elsewhere; gives it, or None if it has ended already."""
+        sequence = self._by_id.get(sequence_id)
+        if sequence is not None:
+            self._finish(sequence, FinishReason.MOVED)
+        return sequence
 
     def fail(self, sequences: Iterable[Sequence], error: EngineError) -> list[Output]:
         """Ends these sequences with `error` and frees their blocks."""
@@ -160,21 +155,38 @@ class Scheduler:
             if draft.budget:
                 draft.add(sequence)
         self._admit(draft)
+        if 0 < len(draft.chunks) < self.limits.max_draft_rows and all(chunk.is_decode for chunk in draft.chunks):
+            draft.chunks = self._speculate(draft.chunks)
         return StepPlan(tuple(draft.chunks), tuple(draft.failed))
 
-    def commit(self, plan: StepPlan, tokens: SequenceOf[int | None]) -> list[Output]:
-        """Records that `plan` was computed and `tokens` were sampled, one per sampling chunk, in order.
+    def commit(
+        self,
+        plan: StepPlan,
+        tokens: SequenceOf[int | None],
+        logprobs: Mapping[int, TokenLogprobs] | None = None,
+    ) -> list[Output]:
+        """Records that `plan` was computed and `tokens` were drawn, one per row that draws, in order.
 
-        None instead of a token ends that sequence with an error: its logits held no distribution.
-        Returns one output per sampling chunk; a sequence that ended has given its blocks back.
+        None instead of a token ends that sequence with an error: its logits held no distribution. `logprobs`
+        are by row too. Returns outputs in the plan's order, one or more per sampling chunk; a sequence that
+        ended has given its blocks back.
         """
-        sampled = list(zip((chunk.sequence for chunk in plan.sampling_chunks), tokens, strict=True))
-        broken = {sequence.id for sequence, token in sampled if token is None}
+        outputs: list[Output] = []
+        broken: list[Sequence] = []
+        row = 0
         for chunk in plan.chunks:
-            chunk.sequence.num_computed += chunk.count
-            if chunk.sequence.id not in broken:
+            drawn = list(tokens[row : row + chunk.num_draws])
+            accepted = self._accept(chunk, drawn)
+            chunk.sequence.num_computed += chunk.count + max(len(accepted) - 1, 0)
+            chunk.sequence.tokens += accepted[:-1]
+            if chunk.samples and not accepted:
+                broken.append(chunk.sequence)
+            else:
                 self.tables.publish(chunk.sequence)
-        outputs = [self._append(sequence, token) for sequence, token in sampled]
+            self._release_held(chunk.sequence)
+            outputs += self._report(chunk.sequence, accepted, row, logprobs or {}) if chunk.samples else ()
+            row += chunk.num_draws
+        assert row == len(tokens), "a row has no token"
         if broken:
             # Their earlier chunks are cached and may be what spoils the logits: nobody is to inherit that.
             self.tables.forget()
@@ -187,20 +199,81 @@ class Scheduler:
             assert (sequence in self.running) == (sequence.status is Status.RUNNING)
             assert (sequence in self.waiting) == (sequence.status is Status.WAITING)
             assert (sequence in self._deadlines) == (sequence.deadline < math.inf)
-        assert len(self.running) + len(self.waiting) == len(self._by_id)
+        held = [sequence for held in self._held.values() for sequence in held]
+        assert all(sequence.status is Status.HELD for sequence in held)
+        assert len(self.running) + len(self.waiting) + len(held) == len(self._by_id)
 
-    def _append(self, sequence: Sequence, token: int | None) -> Output:
-        if token is None:
-            error = EngineError("the model computed logits that are no numbers; try dtype float32")
-            return self._finish(sequence, FinishReason.ERROR, error=error)
-        sequence.tokens.append(token)
+    def _accept(self, chunk: Chunk, drawn: SequenceOf[int | None]) -> list[int]:
+        """The tokens that count: up to the first that is not the draft's or that ends the sequence.
+
+        None if the first row held no distribution.
+        """
+        sequence, accepted = chunk.sequence, list[int]()
+        for token, guess in zip(drawn, (*chunk.draft, None), strict=False):
+            if token is None:
+                break
+            accepted.append(token)
+            if token != guess or self._end_with(sequence, token, len(accepted)) is not None:
+                break
+        if chunk.draft and sequence.lookup is not None:
+            num_accepted = max(len(accepted) - 1, 0)
+            self.drafts.count(len(chunk.draft), num_accepted)
+            sequence.lookup.learn(len(chunk.draft), num_accepted, self.limits.max_draft_rows - 1)
+        return accepted
+
+    def _end_with(self, sequence: Sequence, token: int, count: int) -> FinishReason | None:
+        """How a sequence ends that `count` tokens more, the last of them `token`, are drawn for."""
         sampling = sequence.sampling
-        if token in sampling.stop_token_ids:
-            return self._finish(sequence, FinishReason.STOP, token)
-        full = len(sequence.tokens) >= self.limits.max_model_len
-        if full or sequence.num_generated >= sampling.max_tokens:
-            return self._finish(sequence, FinishReason.LENGTH, token)
-        return Output(sequence.id, token)
+        if sampling.max_tokens and token in sampling.stop_token_ids:
+            return FinishReason.STOP
+        full = len(sequence.tokens) + count >= self.limits.max_model_len
+        return FinishReason.LENGTH if full or sequence.num_generated + count >= sampling.max_tokens else None
+
+    def _report(
+        self, sequence: Sequence, accepted: list[int], row: int, logprobs: Mapping[int, TokenLogprobs]
+    ) -> list[Output]:
+        """The outputs of one sequence, of whose accepted tokens all but the last are its already."""
+        if not accepted:
+            error = EngineError("the model computed logits that are no numbers; try dtype float32")
+            return [self._finish(sequence, FinishReason.ERROR, error=error)]
+        if not sequence.sampling.max_tokens:
+            return [self._finish(sequence, FinishReason.LENGTH)]
+        *drafted, last = accepted
+        outputs = [Output(sequence.id, token, logprobs=logprobs.get(row + i)) for i, token in enumerate(drafted)]
+        finish = self._end_with(sequence, last, 1)
+        sequence.tokens.append(last)
+        said = logprobs.get(row + len(drafted))
+        if finish is None:
+            outputs.append(Output(sequence.id, last, logprobs=said))
+        else:
+            outputs.append(self._finish(sequence, finish, last, logprobs=said))
+        return outputs
+
+    def _release_held(self, sequence: Sequence, *, at_end: bool = False) -> None:
+        """Queues those that wait for this sequence's prompt once it is computed, or never will be."""
+        if sequence.id in self._held and (at_end or sequence.num_computed >= sequence.num_prompt_tokens):
+            for sibling in self._held.pop(sequence.id):
+                sibling.move_to(Status.WAITING)
+                self.waiting.add(sibling)
+
+    def _speculate(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Gives these decodes drafts, as far as rows and blocks go."""
+        limit = self.limits.max_draft_rows // len(chunks) - 1
+        drafted = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.lookup is None:
+                sequence.lookup = Lookup()
+            room = min(
+                limit,
+                sequence.sampling.max_tokens - sequence.num_generated - 1,
+                self.limits.max_model_len - len(sequence.tokens) - 1,
+            )
+            draft = sequence.lookup.propose(sequence.tokens, room)
+            if draft and self.tables.grow(sequence, len(draft)):
+                chunk = Chunk(sequence, chunk.start, chunk.count, draft)
+            drafted.append(chunk)
+        return drafted
 
     def _expire(self, draft: _Draft, now: float) -> None:
         while self._deadlines and self._deadlines.first.deadline <= now:
@@ -259,14 +332,25 @@ class Scheduler:
         token: int | None = None,
         *,
         error: PenstockError | None = None,
+        logprobs: TokenLogprobs | None = None,
     ) -> Output:
-        (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
+        if sequence.status is Status.HELD:
+            self._unhold(sequence)
+        else:
+            (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
         if sequence.deadline < math.inf:
             self._deadlines.remove(sequence)
         self.tables.release(sequence)
         sequence.move_to(Status.FINISHED)
         del self._by_id[sequence.id]
-        return Output(sequence.id, token, reason, error)
+        self._release_held(sequence, at_end=True)
+        return Output(sequence.id, token, reason, error, logprobs)
+
+    def _unhold(self, sequence: Sequence) -> None:
+        leader = next(leader for leader, held in self._held.items() if sequence in held)
+        self._held[leader].remove(sequence)
+        if not self._held[leader]:
+            del self._held[leader]
 
     def _refuse(self, sequence: Sequence) -> Output:
         error = KVCapacityError(

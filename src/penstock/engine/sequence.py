@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from penstock.base.errors import PenstockError
+from penstock.engine.penalties import PenaltyState
 from penstock.engine.prefix_cache import Node
+from penstock.engine.prompt_lookup import Lookup
+from penstock.engine.readout import Readout
+from penstock.engine.sampling import Constraint, SamplingParams, TokenLogprobs
+
 
 
 class FinishReason(Enum):
@@ -19,6 +24,8 @@ class FinishReason(Enum):
     """`max_tokens` or the context is used up."""
     CANCELLED = "cancelled"
     """The caller does not want the rest."""
+    MOVED = "moved"
+    """It goes on in another engine."""
     ERROR = "error"
     """The engine failed on it; the output carries the error."""
 
@@ -39,46 +46,19 @@ PATIENCE_S = {Priority.HIGH: 0.0, Priority.NORMAL: 10.0, Priority.LOW: 60.0}
 class Status(Enum):
     """Where a sequence is in its life."""
 
+    HELD = "held"
+    """Another sequence computes the prompt that they share; then it is in the cache."""
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.HELD: frozenset({Status.WAITING, Status.FINISHED}),
     Status.WAITING: frozenset({Status.RUNNING, Status.FINISHED}),  # admitted; cancelled in the queue
     Status.RUNNING: frozenset({Status.WAITING, Status.FINISHED}),  # preempted; ended
     Status.FINISHED: frozenset(),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How the next token is drawn and when to end.
-
-    Order of the filters: temperature, top-k, top-p over what top-k left, min-p. Ranges are checked where
-    requests enter; here they are taken as given.
-    """
-
-    max_tokens: int
-    temperature: float = 1.0
-    """0 takes the most likely token."""
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    """Keep tokens at least this share as likely as the likeliest (Nguyen et al. 2024)."""
-    seed: int = 0
-    """With the position it determines the draw: same seed, same tokens, whatever else runs."""
-    stop_token_ids: frozenset[int] = frozenset()
-
-    @property
-    def is_greedy(self) -> bool:
-        """True if the most likely token is taken; below 1e-5 the quotient leaves float range."""
-        return self.temperature < 1e-5
-
-    @property
-    def has_filters(self) -> bool:
-        """True if top-k, top-p or min-p may exclude a token."""
-        return bool(self.top_k) or self.top_p < 1.0 or self.min_p > 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -107,9 +87,17 @@ class Sequence:
     path: list[Node] = field(default_factory=list)
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when it was first admitted; None until then."""
+    num_resumed: int = 0
+    """The last of `tokens` that another engine has generated: part of the answer, not of the prompt."""
+    constraint: Constraint | None = None
+    """The grammar that its answer follows."""
+    readout: Readout | None = None
+    """What is read from its prompt's positions."""
+    penalties: PenaltyState | None = None
+    lookup: Lookup | None = None
 
     def __post_init__(self) -> None:
-        self.num_prompt_tokens = len(self.tokens)
+        self.num_prompt_tokens = len(self.tokens) - self.num_resumed
 
     @property
     def due(self) -> float:
@@ -120,6 +108,18 @@ class Sequence:
     def num_generated(self) -> int:
         """Tokens sampled so far, an end token included."""
         return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens sampled so far."""
+        return self.tokens[self.num_prompt_tokens :]
+
+    @property
+    def num_shareable(self) -> int:
+        """Its first positions that may be taken from the prefix cache: all that no readout waits for."""
+        if self.readout is None or self.readout.num_read >= self.readout.num_wanted:
+            return len(self.tokens)
+        return self.readout.num_read
 
     @property
     def num_pending(self) -> int:
@@ -140,3 +140,5 @@ class Output:
     token: int | None = None
     finish: FinishReason | None = None
     error: PenstockError | None = None
+    logprobs: TokenLogprobs | None = None
+    """Of `token`, where they were asked for."""

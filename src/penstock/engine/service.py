@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import queue
 import sys
 import threading
@@ -20,18 +19,37 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 from penstock.base.errors import ContextLengthError, EngineError, QueueFullError
 from penstock.engine.core import MAX_FAILED_STEPS, EngineCore, EngineStats
+from penstock.engine.readout import Readout
 from penstock.engine.retry_after import retry_after_s
-from penstock.engine.sequence import FinishReason, Output, Priority, SamplingParams, Sequence
+from penstock.engine.sampling import Constraint, SamplingParams
+from penstock.engine.sequence import FinishReason, Output, Priority, Sequence
 from penstock.engine.watchdog import POLL_S, Watchdog
 
 logger = logging.getLogger(__name__)
 
 NUM_ENDS = 64  # ends of requests that the estimate of Retry-After goes by
-_Command = Sequence | int | None  # add a sequence, cancel an id, stop
+# Add a sequence with its siblings, cancel an id, do this between two steps, stop.
+_Command = tuple[Sequence, ...] | int | Callable[[EngineCore], None] | None
+_T = TypeVar("_T")
+
+
+class Options(TypedDict, total=False):
+    """What a request may say beside its prompt and its sampling."""
+
+    priority: Priority
+    deadline: float
+    """Seconds on the clock of :meth:`EngineService.now`; then it ends with a DeadlineExceededError."""
+    cache_salt: str
+    """Cached prefixes are shared between requests of the same one."""
+    num_resumed: int
+    """The last tokens of the prompt that are answer: another engine has generated them."""
+    readout: Readout
+    new_constraint: Callable[[], Constraint]
+    """Makes the grammar's state for each answer."""
 
 
 class TokenStream:
@@ -44,6 +62,11 @@ class TokenStream:
         # Bounded by the request itself: at most max_tokens outputs and one end.
         self._outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.is_finished = False
+
+    @property
+    def readout(self) -> Readout | None:
+        """What is read from the prompt; complete from the first output on."""
+        return self._sequence.readout
 
     @property
     def num_cached_tokens(self) -> int:
@@ -83,6 +106,7 @@ class EngineService:
         self.max_requests = max_requests
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[int, TokenStream] = {}
+        self._calls: set[asyncio.Future[Any]] = set()
         self._ends: deque[float] = deque(maxlen=NUM_ENDS)  # see `retry_after_s`
         self._ids = itertools.count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -151,11 +175,13 @@ class EngineService:
         self._commands.put(None)  # should it ever come back
         self._end(EngineError(f"the engine is stuck: it did nothing for {limit_s:g} s"))
 
-    def refuse_if_full(self) -> None:
-        """Raises QueueFullError if a request could not be submitted now; saves preparing one in vain."""
-        if len(self._streams) >= self.max_requests:
+    def refuse_if_full(self, count: int = 1) -> None:
+        """Raises QueueFullError if `count` requests could not be submitted now; saves preparing them in vain."""
+        if len(self._streams) + count > self.max_requests:
+            most = f", and this one asks for {count} answers" if count > 1 else ""
             raise QueueFullError(
-                f"{len(self._streams)} requests are running or queued, which is the limit; try again later",
+                f"{len(self._streams)} requests are running or queued{most}; the limit is {self.max_requests}; "
+                "try again later",
                 retry_after_s=retry_after_s(self._ends, self.now()),
             )
 
@@ -167,29 +193,27 @@ class EngineService:
         """Seconds on the engine's clock, by which deadlines are given."""
         return self.core.clock()
 
-    def submit(
-        self,
-        tokens: SequenceOf[int],
-        sampling: SamplingParams,
-        *,
-        priority: Priority = Priority.NORMAL,
-        deadline: float = math.inf,
-        cache_salt: str = "",
-    ) -> TokenStream:
-        """Queues a request; use the stream in `async with`.
+    def submit(self, tokens: SequenceOf[int], sampling: SamplingParams, **options: Unpack[Options]) -> TokenStream:
+        """Queues a request; see :meth:`submit_group`."""
+        return self.submit_group(tokens, [sampling], **options)[0]
 
-        At `deadline`, in seconds on the clock of :meth:`now`, it ends with a DeadlineExceededError. Cached
-        prefixes are shared between requests of the same `cache_salt`.
+    def submit_group(
+        self, tokens: SequenceOf[int], samplings: SequenceOf[SamplingParams], **options: Unpack[Options]
+    ) -> list[TokenStream]:
+        """Queues one request for every entry of `samplings`, all of the same prompt, which is computed once.
+
+        Use each stream in `async with`.
 
         Raises:
             QueueFullError: running and waiting requests are at their bound.
-            ContextLengthError: the prompt leaves no room for one token.
+            ContextLengthError: the prompt leaves no room for what is asked for.
             EngineError: the engine's thread is not running.
         """
         if (refusal := self.refusal) is not None:
             raise EngineError(refusal)
-        self.refuse_if_full()
-        if not 0 < len(tokens) < self.core.limits.max_model_len:
+        self.refuse_if_full(len(samplings))
+        room = self.core.limits.max_model_len - len(tokens)
+        if not tokens or room < min(1, max(sampling.max_tokens for sampling in samplings)):
             raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens; the context has {self.core.limits.max_model_len} "
                 "and must hold the prompt and at least one more"
@@ -197,18 +221,53 @@ class EngineService:
         if not self._streams:  # what ended before was followed by idleness, which says nothing
             self._ends.clear()
             self._ends.append(self.now())
-        sequence = Sequence(
-            next(self._ids),
-            list(tokens),
-            sampling,
-            priority=priority,
-            arrival=self.now(),
-            deadline=deadline,
-            cache_salt=cache_salt,
+        new_constraint = options.pop("new_constraint", None)
+        sequences = tuple(
+            Sequence(
+                next(self._ids),
+                list(tokens),
+                sampling,
+                arrival=self.now(),
+                constraint=None if new_constraint is None else new_constraint(),
+                **options,
+            )
+            for sampling in samplings
         )
-        stream = self._streams[sequence.id] = TokenStream(self, sequence)
-        self._commands.put(sequence)
-        return stream
+        streams = [TokenStream(self, sequence) for sequence in sequences]
+        self._streams |= {stream.sequence_id: stream for stream in streams}
+        self._commands.put(sequences)
+        return streams
+
+    async def call(self, work: Callable[[EngineCore], _T]) -> _T:
+        """Runs `work` on the engine's thread between two steps; its result.
+
+        Raises:
+            EngineError: the engine's thread is not running, or ends first.
+            Exception: what `work` raised.
+        """
+        if (refusal := self.refusal) is not None:
+            raise EngineError(refusal)
+        assert self._loop is not None
+        done: asyncio.Future[_T] = self._loop.create_future()
+        self._calls.add(done)
+        done.add_done_callback(self._calls.discard)
+
+        def run(core: EngineCore) -> None:
+            try:
+                outcome: tuple[_T | None, Exception | None] = work(core), None
+            except Exception as error:  # noqa: BLE001 (it is the caller's)
+                outcome = None, error
+            self._tell(_settle, done, *outcome)
+
+        self._commands.put(run)
+        return await done
+
+    async def move(self, stream: TokenStream) -> Sequence | None:
+        """Ends a request that is to go on in another engine, its stream too; None if it has ended already."""
+        sequence = await self.call(lambda core: core.move(stream.sequence_id))
+        if sequence is not None:
+            self._dispatch([Output(sequence.id, finish=FinishReason.MOVED)])
+        return sequence
 
     def cancel(self, sequence_id: int) -> None:
         """Ends a request before the next step; its stream gets a last output."""
@@ -238,9 +297,7 @@ class EngineService:
             error = EngineError("the engine broke down; see the engine's log")
         finally:
             self.core.pulse.rest()
-            assert self._loop is not None
-            with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
-                self._loop.call_soon_threadsafe(self._end, error)
+            self._tell(self._end, error)
 
     def _obey(self) -> bool:
         """Carries out all commands, waiting for one if there is no work; False means stop."""
@@ -255,14 +312,21 @@ class EngineService:
             self.core.pulse.beat()
             if command is None:
                 return False
-            if isinstance(command, Sequence):
-                self.core.add(command)
+            if isinstance(command, tuple):
+                self.core.add(command[0], command[1:])
+            elif callable(command):
+                command(self.core)
             elif (output := self.core.cancel(command)) is not None:
                 self._post([output])
 
     def _post(self, outputs: list[Output]) -> None:
+        self._tell(self._dispatch, outputs)
+
+    def _tell(self, hear: Callable[..., object], *words: object) -> None:
+        """Calls `hear` on the event loop."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._dispatch, outputs)
+        with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
+            self._loop.call_soon_threadsafe(hear, *words)
 
     def _dispatch(self, outputs: list[Output]) -> None:
         if self.is_stuck:  # its streams have ended; it was only slow, but nobody listens any more
@@ -278,4 +342,15 @@ class EngineService:
         for stream in self._streams.values():
             stream.deliver(Output(stream.sequence_id, finish=FinishReason.ERROR, error=error))
         self._streams.clear()
+        for call in tuple(self._calls):
+            _settle(call, None, error)
         self._is_stopped.set()
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if future.done():  # who asked has left
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

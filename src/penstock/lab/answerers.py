@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from penstock.base.errors import ConfigurationError, UpstreamProtocolError
-from penstock.engine.sequence import FinishReason, SamplingParams
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import FinishReason
 from penstock.engine.sequence import Sequence as TokenSequence
 from penstock.engine.settings import EngineSettings
 from penstock.gateway.settings import UpstreamSettings

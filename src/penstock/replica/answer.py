@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from penstock.asgi.exchange import Exchange, unless_gone
 from penstock.base.errors import PenstockError
-from penstock.engine.sequence import SamplingParams
+from penstock.engine.sampling import SamplingParams
 from penstock.protocol import sse
 from penstock.protocol.envelope import encode_error
 from penstock.protocol.stream import Event, StreamOrder

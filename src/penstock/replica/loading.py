@@ -18,8 +18,9 @@ from penstock.engine.native.build import load_kernels
 from penstock.engine.native.sampler import NativeSampler
 from penstock.engine.runner import load_runner
 from penstock.engine.sampler import sample
-from penstock.engine.scheduler import Limits
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.plan import Limits
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 from penstock.engine.service import EngineService
 from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFoundError
-from penstock.engine.sequence import SamplingParams
+from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
 from penstock.text.template import ChatTemplate

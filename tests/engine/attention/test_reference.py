@@ -11,8 +11,9 @@ from torch import Tensor
 
 from penstock.engine.attention.reference import MAX_SCORES, ReferenceAttention
 from penstock.engine.batch import build_batch
-from penstock.engine.scheduler import Chunk, StepPlan
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.plan import Chunk, StepPlan
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 from penstock.engine.spec import DecoderSpec
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ import pytest
 from company import join_over_time, of_requests, requests
 from native_kernels import needs_kernels
 from penstock.engine.core import EngineCore
-from penstock.engine.sequence import SamplingParams, Sequence
+from penstock.engine.sampling import SamplingParams
+from penstock.engine.sequence import Sequence
 from tiny_engine import build_core, new_tokens, run_to_end
 
 pytestmark = needs_kernels

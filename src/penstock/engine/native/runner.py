@@ -15,7 +15,7 @@ from penstock.base.errors import CheckpointError
 from penstock.engine.batch import Batch, build_batch
 from penstock.engine.formats import LANES, head_format, lookup_format
 from penstock.engine.memory import MemoryPlan
-from penstock.engine.scheduler import StepPlan
+from penstock.engine.plan import StepPlan
 from penstock.engine.spec import DecoderSpec
 
 # Weights converted to float32 at a time: 16 MiB.
@@ -87,6 +87,21 @@ class NativeRunner:
             logits,
         )
         return torch.from_numpy(logits)
+
+
+    def logits(self, start: int, end: int) -> Tensor:
+        """See StepView."""
+        rows = np.arange(start, end, dtype=np.int32)
+        logits = np.empty((len(rows), self.spec.vocab_size), dtype=np.float32)
+        self._decoder.logits(rows, logits)
+        return torch.from_numpy(logits)
+
+    def states(self, start: int, end: int) -> Tensor:
+        """See StepView."""
+        rows = np.arange(start, end, dtype=np.int32)
+        states = np.empty((len(rows), self.spec.hidden_size), dtype=np.float32)
+        self._decoder.states(rows, states)
+        return torch.from_numpy(states)
 
 
 class _Parts:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from penstock.engine.sampler import uniform
-from penstock.engine.sequence import SamplingParams
+from penstock.engine.sampling import Mask, SamplingParams
 
 
 class NativeSampler:
@@ -33,3 +33,7 @@ class NativeSampler:
             np.asarray([uniform(p.seed, position) for p, position in zip(params, positions, strict=True)]),
         )
         return [None if token < 0 else token for token in tokens]
+
+    def forbid(self, logits: Tensor, masks: Mask) -> None:
+        """See :data:`penstock.engine.drawing.Forbid`."""
+        self._kernels.forbid(logits.numpy(), masks)

@@ -72,6 +72,7 @@ void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&&
 
 void Decoder::step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits) {
   reserve(batch.tokens);
+  last_tokens_ = batch.tokens;
   const int64_t hidden = shape_.hidden_size;
   over_rows(pool_, batch.tokens, [&](int64_t i) { embedding_->unpack(tokens[i], states_.data() + i * hidden); });
   rotations(batch);
@@ -89,8 +90,21 @@ void Decoder::step(const int32_t* tokens, const Batch& batch, const int32_t* row
     prepare(*layer.down, batch.tokens, nullptr, [&](int64_t i) { return mlp_.data() + i * mlp_width; });
     layer.down->product(pool_, activations_, states_.data(), hidden, Into::kAdd);
   }
-  prepare(*head_, num_rows, norm_.data(), [&](int64_t i) { return states_.data() + rows[i] * hidden; });
-  head_->product(pool_, activations_, logits, shape_.vocab_size, Into::kStore);
+  this->logits(rows, num_rows, logits);
+}
+
+void Decoder::logits(const int32_t* rows, int64_t num_rows, float* out) {
+  prepare(*head_, num_rows, norm_.data(), [&](int64_t i) { return states_.data() + rows[i] * shape_.hidden_size; });
+  head_->product(pool_, activations_, out, shape_.vocab_size, Into::kStore);
+}
+
+void Decoder::states(const int32_t* rows, int64_t num_rows, float* out) {
+  const int64_t hidden = shape_.hidden_size;
+  over_rows(pool_, num_rows, [&](int64_t i) {
+    const float* from = states_.data() + rows[i] * hidden;
+    const float scale = inverse_rms(from, hidden, shape_.eps);
+    for (int64_t j = 0; j < hidden; ++j) out[i * hidden + j] = from[j] * scale * norm_[j];
+  });
 }
 
 void Decoder::attention(const Layer& layer, int64_t index, const Batch& batch) {

@@ -35,6 +35,12 @@ class Decoder {
   // `tokens` are within the vocabulary. One call at a time.
   void step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits);
 
+  // The logits of rows of the last step, (num_rows, vocab_size), and their states behind the last norm,
+  // (num_rows, hidden_size). Rows are below last_tokens().
+  void logits(const int32_t* rows, int64_t num_rows, float* out);
+  void states(const int32_t* rows, int64_t num_rows, float* out);
+  int64_t last_tokens() const { return last_tokens_; }
+
   const DecoderShape& shape() const { return shape_; }
   const KVShape& cache_shape() const { return cache_->shape; }
   int64_t weight_bytes() const;
@@ -57,6 +63,7 @@ class Decoder {
   Pool pool_;
   Activations activations_;
   Buffer<float> states_, qkv_, attended_, mlp_, cos_, sin_;
+  int64_t last_tokens_ = 0;
 };
 
 }  // namespace penstock

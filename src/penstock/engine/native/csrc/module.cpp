@@ -82,6 +82,19 @@ void step(Decoder& decoder, const Array<int32_t>& tokens, const Array<int32_t>& 
   decoder.step(tokens.data(), batch, rows.data(), num_rows, out);
 }
 
+// Calls `compute` for rows of the decoder's last step, `width` values each.
+template <class Compute>
+void read_rows(const Decoder& decoder, const Array<int32_t>& rows, Array<float>& out, int64_t width, Compute&& compute) {
+  const int64_t num_rows = length_of(rows, "rows");
+  require_shape(out, {num_rows, width}, "out");
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (rows.data()[r] < 0 || rows.data()[r] >= decoder.last_tokens()) throw std::invalid_argument("no such row");
+  }
+  float* to = out.mutable_data();
+  py::gil_scoped_release release;
+  compute(rows.data(), num_rows, to);
+}
+
 Array<float> linear(const Weight& weight, Pool& pool, const Array<float>& x) {
   if (x.ndim() != 2 || x.shape(1) != weight.k) throw std::invalid_argument("x has the wrong shape");
   Array<float> out({x.shape(0), static_cast<py::ssize_t>(weight.n)});
@@ -143,12 +156,22 @@ std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const A
   return tokens;
 }
 
+void forbid_tokens(Array<float>& logits, const Array<int32_t>& masks) {
+  if (logits.ndim() != 2) throw std::invalid_argument("logits has the wrong shape");
+  const int64_t rows = logits.shape(0), size = logits.shape(1), words = ceil_div(size, 32);
+  require_shape(masks, {rows, words}, "masks");
+  float* out = logits.mutable_data();
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < rows; ++i) forbid(out + i * size, size, masks.data() + i * words);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(penstock_kernels, m) {
   py::class_<Pool>(m, "Pool").def(py::init<int>(), py::arg("threads")).def_property_readonly("threads", &Pool::threads);
 
   m.def("sample", &sample_rows);
+  m.def("forbid", &forbid_tokens, py::arg("logits").noconvert(), py::arg("masks"));
   // What the allocator keeps of memory that was freed: a good deal, after a checkpoint was read.
   m.def("give_memory_back", [] {
 #ifdef __GLIBC__
@@ -219,5 +242,17 @@ PYBIND11_MODULE(penstock_kernels, m) {
            py::arg("head"), py::arg("cache"), py::arg("threads"))
       .def("step", &step, py::arg("tokens"), py::arg("positions"), py::arg("query_starts"), py::arg("block_tables"),
            py::arg("rows"), py::arg("logits").noconvert())  // a converted copy would take the logits with it
+      .def("logits",
+           [](Decoder& decoder, const Array<int32_t>& rows, Array<float>& out) {
+             read_rows(decoder, rows, out, decoder.shape().vocab_size,
+                       [&](const int32_t* r, int64_t n, float* to) { decoder.logits(r, n, to); });
+           },
+           py::arg("rows"), py::arg("out").noconvert())
+      .def("states",
+           [](Decoder& decoder, const Array<int32_t>& rows, Array<float>& out) {
+             read_rows(decoder, rows, out, decoder.shape().hidden_size,
+                       [&](const int32_t* r, int64_t n, float* to) { decoder.states(r, n, to); });
+           },
+           py::arg("rows"), py::arg("out").noconvert())
       .def_property_readonly("weight_bytes", &Decoder::weight_bytes);
 }

@@ -233,4 +233,15 @@ int32_t sample(const float* logits, int64_t size, const Sampling& sampling) {
   return is_filtered ? draw_filtered(logits, size, largest, sampling) : draw_plain(logits, size, largest, sampling);
 }
 
+void forbid(float* logits, int64_t size, const int32_t* allowed) {
+  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < size; i += 2 * kLanes) {
+    const uint32_t bits = ~static_cast<uint32_t>(allowed[i / 32]);
+    if (bits == 0) continue;
+    const auto low = static_cast<__mmask16>(bits), high = static_cast<__mmask16>(bits >> kLanes);
+    _mm512_mask_storeu_ps(logits + i, low & first_lanes(size - i), never);
+    _mm512_mask_storeu_ps(logits + i + kLanes, high & first_lanes(std::max<int64_t>(size - i - kLanes, 0)), never);
+  }
+}
+
 }  // namespace penstock
