@@ -175,17 +175,17 @@ class Scheduler:
         broken: list[Sequence] = []
         row = 0
         for chunk in plan.chunks:
-            drawn = list(tokens[row : row + chunk.num_draws])
-            accepted = self._accept(chunk, drawn)
+            num_draws = chunk.num_draws  # before its sequence grows
+            accepted = self._accept(chunk, tokens[row : row + num_draws])
             chunk.sequence.num_computed += chunk.count + max(len(accepted) - 1, 0)
             chunk.sequence.tokens += accepted[:-1]
-            if chunk.samples and not accepted:
+            if num_draws and not accepted:
                 broken.append(chunk.sequence)
             else:
                 self.tables.publish(chunk.sequence)
             self._release_held(chunk.sequence)
-            outputs += self._report(chunk.sequence, accepted, row, logprobs or {}) if chunk.samples else ()
-            row += chunk.num_draws
+            outputs += self._report(chunk.sequence, accepted, row, logprobs or {}) if num_draws else ()
+            row += num_draws
         assert row == len(tokens), "a row has no token"
         if broken:
             # Their earlier chunks are cached and may be what spoils the logits: nobody is to inherit that.
@@ -206,7 +206,7 @@ class Scheduler:
     def _accept(self, chunk: Chunk, drawn: SequenceOf[int | None]) -> list[int]:
         """The tokens that count: up to the first that is not the draft's or that ends the sequence.
 
-        None if the first row held no distribution.
+        There is none if the first row held no distribution.
         """
         sequence, accepted = chunk.sequence, list[int]()
         for token, guess in zip(drawn, (*chunk.draft, None), strict=False):

@@ -297,7 +297,8 @@ class EngineService:
             error = EngineError("the engine broke down; see the engine's log")
         finally:
             self.core.pulse.rest()
-            self._tell(self._end, error)
+            with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
+                self._tell(self._end, error)
 
     def _obey(self) -> bool:
         """Carries out all commands, waiting for one if there is no work; False means stop."""
@@ -323,10 +324,9 @@ class EngineService:
         self._tell(self._dispatch, outputs)
 
     def _tell(self, hear: Callable[..., object], *words: object) -> None:
-        """Calls `hear` on the event loop."""
+        """Calls `hear` on the event loop. Raises RuntimeError if that was closed."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
-            self._loop.call_soon_threadsafe(hear, *words)
+        self._loop.call_soon_threadsafe(hear, *words)
 
     def _dispatch(self, outputs: list[Output]) -> None:
         if self.is_stuck:  # its streams have ended; it was only slow, but nobody listens any more
