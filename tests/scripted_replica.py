@@ -176,6 +176,7 @@ async def replica(
         defaults=SamplingDefaults.of_checkpoint(directory),
         service=EngineService(core, max_requests),
         max_model_len=max_model_len,
+        vocab_size=tokenizer.vocab_size,
     )
     desk = Desk(model, forward, limits or HttpLimits())
     model.service.start()

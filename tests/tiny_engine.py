@@ -16,8 +16,8 @@ from native_kernels import find_kernels
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.memory import MemoryPlan, plan_memory
-from penstock.engine.runner import load_runner
 from penstock.engine.plan import Limits, StepPlan
+from penstock.engine.runner import load_runner
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import Output, Sequence
 from penstock.engine.settings import EngineSettings

@@ -16,7 +16,7 @@ from peers.protocol import Unsupported, memory, serve  # noqa: E402
 from penstock import __version__  # noqa: E402
 from penstock.base.errors import ConfigurationError  # noqa: E402
 from penstock.engine.core import EngineCore  # noqa: E402
-from penstock.engine.sampling import SamplingParams
+from penstock.engine.sampling import SamplingParams  # noqa: E402
 from penstock.engine.sequence import Sequence  # noqa: E402
 from penstock.engine.settings import EngineSettings  # noqa: E402
 from penstock.replica.loading import load_model  # noqa: E402

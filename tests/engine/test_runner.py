@@ -15,8 +15,8 @@ from torch import Tensor
 from native_kernels import EITHER
 from penstock.engine.batch import build_batch
 from penstock.engine.native.runner import NativeRunner
-from penstock.engine.runner import TorchRunner, load_runner
 from penstock.engine.plan import Chunk, StepPlan
+from penstock.engine.runner import TorchRunner, load_runner
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import Sequence
 from tiny_checkpoints import CASES, Case

@@ -11,8 +11,8 @@ import pytest
 from penstock.base.errors import DeadlineExceededError, EngineError, KVCapacityError
 from penstock.engine.blocks import BlockPool
 from penstock.engine.plan import Limits, StepPlan
-from penstock.engine.scheduler import Scheduler
 from penstock.engine.sampling import SamplingParams
+from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import FinishReason, Priority, Sequence, Status
 
 END_TOKEN = 1

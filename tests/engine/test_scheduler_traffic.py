@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.base.errors import DeadlineExceededError, EngineError, KVCapacityError
 from penstock.engine.blocks import BlockPool
 from penstock.engine.plan import Limits, StepPlan
-from penstock.engine.scheduler import Scheduler
 from penstock.engine.sampling import SamplingParams
+from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import FinishReason, Output, Priority, Sequence, Status
 
 END_TOKEN = 1

@@ -21,14 +21,24 @@ from penstock.engine.weights import (
     INDEX,
     SINGLE,
     load_checkpoint,
+    parameter_shapes,
     part_table,
     read_config,
     save_checkpoint,
     weight_files,
 )
-from tiny_checkpoints import CASES, Case
+from tiny_checkpoints import CASES, Case, write_checkpoint
 
 PROMPT = torch.tensor([[5, 9, 2, 60, 33]])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_shapes_are_those_of_the_decoder(case: Case, tmp_path: Path) -> None:
+    write_checkpoint(case, tmp_path)
+    spec = DecoderSpec.from_config(read_config(tmp_path))
+    with torch.device("meta"):
+        parameters = Decoder(spec).named_parameters()
+    assert parameter_shapes(spec) == {name: tuple(parameter.shape) for name, parameter in parameters}
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from penstock.base.errors import (
 )
 from penstock.protocol.completions import (
     DEFAULT_MAX_TOKENS,
+    MAX_PROMPTS,
     UNBUILT,
     Completion,
     CompletionChoice,
@@ -31,14 +32,6 @@ from penstock.protocol.usage import Usage
 
 ASKS: dict[str, list[Any]] = {
     "best_of": [3],
-    "echo": [True],
-    "frequency_penalty": [1],
-    "ignore_eos": [True],
-    "logit_bias": [{"5": 1}],
-    "logprobs": [0, 5, True],
-    "n": [2],
-    "presence_penalty": [-1],
-    "repetition_penalty": [1.1],
     "suffix": ["end"],
 }
 KNOWN = {field.encode_name for field in msgspec.structs.fields(CompletionRequest)}
@@ -59,7 +52,7 @@ def test_every_field_of_openais_schema_is_built_or_refused_by_name() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in ASKS.items() for value in values])
 def test_asking_for_what_is_not_built_is_refused_by_name(field: str, value: Any) -> None:
-    """Also `logprobs: 0`, which asks for the chosen tokens' own."""
+    """Each is a 400 with the field."""
     with pytest.raises(UnsupportedParameterError) as caught:
         read(**{field: value})
     assert caught.value.param == field
@@ -81,19 +74,34 @@ def test_fields_of_other_endpoints_are_unknown(field: str) -> None:
     assert caught.value.param == field
 
 
-@pytest.mark.parametrize("prompt", ["x", ["x"]])
-def test_one_prompt_may_come_in_a_list(prompt: Any) -> None:
-    """Both spellings are one request for one answer."""
-    assert read(prompt=prompt).text == "x"
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("x", ["x"]),
+        (["x"], ["x"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1, 2]], [[1, 2]]),
+        ([[1], "b"], [[1], "b"]),
+    ],
+)
+def test_prompts_are_texts_or_token_ids_one_or_many(prompt: Any, prompts: list[Any]) -> None:
+    """A flat list of numbers is one prompt."""
+    assert read(prompt=prompt).prompts == prompts
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1, 2]], [], [["x"], 1]])
-def test_other_lists_of_prompts_are_refused(prompt: Any) -> None:
-    """Token ids and batches are not built, and not cut to their first."""
+@pytest.mark.parametrize("prompt", [[], [["x"], 1], [1, "a"], [-1], [[-1]], ["x"] * (MAX_PROMPTS + 1)])
+def test_other_lists_are_refused(prompt: Any) -> None:
+    """Not read as something else, and not cut."""
     with pytest.raises(ClientError) as caught:
         read(prompt=prompt)
     assert caught.value.param is not None
     assert caught.value.param.startswith("prompt")
+
+
+def test_no_tokens_may_be_asked_for_with_the_echo() -> None:
+    """That is how the prompt's own log-probabilities are had."""
+    assert read(max_tokens=0, echo=True, logprobs=1).limit.asked == 0
 
 
 @pytest.mark.parametrize(

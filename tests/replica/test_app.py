@@ -39,10 +39,10 @@ async def test_a_malformed_request_is_a_400(checkpoint: Path, path: str, body: b
 async def test_an_unsupported_field_is_named(checkpoint: Path) -> None:
     """In the field, the code and the message."""
     async with replica(checkpoint, HELLO) as desk:
-        error = (await desk.chat(n=2).answer()).error
-        assert (error["param"], error["code"]) == ("n", "unsupported_parameter")
-        error = (await desk.complete(echo=True).answer()).error
-        assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
+        error = (await desk.chat(verbosity="high").answer()).error
+        assert (error["param"], error["code"]) == ("verbosity", "unsupported_parameter")
+        error = (await desk.complete(suffix="x").answer()).error
+        assert (error["param"], error["code"]) == ("suffix", "unsupported_parameter")
 
 
 @pytest.mark.parametrize("kind", ["chat", "complete"])

@@ -14,9 +14,7 @@ from penstock.text.tokenizer import Tokenizer
 
 
 class Outputs:
-    """A token stream that gives these outputs; four tokens of its prompt were cached."""
-
-    num_cached_tokens = 4
+    """A token stream that gives these outputs."""
 
     def __init__(self, *outputs: Output) -> None:
         self._outputs = outputs
@@ -33,14 +31,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def generation(tokenizer: Tokenizer, *outputs: Output, stops: tuple[str, ...] = ()) -> Generation:
-    """A generation over these outputs, after a prompt of seven tokens."""
-    return Generation(Outputs(*outputs), tokenizer, stops, 7)  # type: ignore[arg-type]
+    """A generation over these outputs."""
+    return Generation(Outputs(*outputs), tokenizer, stops)  # type: ignore[arg-type]
 
 
 async def collect(generation: Generation, into: list[str]) -> None:
     """All its pieces, those before an error too."""
     async for piece in generation.pieces():
-        into.append(piece)
+        into.append("".join(fragment.text for fragment in piece.fragments))
 
 
 async def test_every_token_gives_a_piece_even_if_it_shows_nothing(tokenizer: Tokenizer) -> None:
@@ -49,8 +47,8 @@ async def test_every_token_gives_a_piece_even_if_it_shows_nothing(tokenizer: Tok
     pieces: list[str] = []
     run = generation(tokenizer, Output(1, first), Output(1, second, FinishReason.LENGTH))
     await collect(run, pieces)
-    assert pieces == ["", "é", ""]
-    assert (run.finish_reason, run.usage.completion_tokens, run.usage.total_tokens) == ("length", 2, 9)
+    assert pieces == ["", "é"]
+    assert (run.finish_reason, run.num_tokens) == ("length", 2)
 
 
 @pytest.mark.parametrize("error", [EngineError("broken"), KVCapacityError("too long")])
@@ -72,7 +70,7 @@ async def test_an_error_in_the_middle_counts_the_tokens_so_far(tokenizer: Tokeni
     with pytest.raises(EngineError):
         await collect(run, pieces)
     assert pieces == ["a", "b"]
-    assert run.usage.completion_tokens == 2
+    assert run.num_tokens == 2
 
 
 async def test_a_cancelled_request_is_the_clients_leaving(tokenizer: Tokenizer) -> None:
@@ -94,4 +92,4 @@ async def test_tokens_after_a_stop_string_are_not_read(tokenizer: Tokenizer) -> 
     run = generation(tokenizer, *outputs, stops=("bc",))
     await collect(run, pieces)
     assert "".join(pieces) == "a"
-    assert (run.finish_reason, run.usage.completion_tokens) == ("stop", 3)
+    assert (run.finish_reason, run.num_tokens) == ("stop", 3)

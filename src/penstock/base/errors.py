@@ -131,6 +131,15 @@ class ClientGoneError(ClientError):
     log_level = "debug"
 
 
+class MovedError(ClientError):
+    """The request goes on in another engine; whoever moved it has taken its state there."""
+
+    code = "moved"
+    type = "server_error"
+    status = 409
+    log_level = "info"
+
+
 class CapacityError(PenstockError):
     """We are whole but cannot take this request, or finish it in time, now."""
 

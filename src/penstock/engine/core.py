@@ -15,11 +15,11 @@ from penstock.base.errors import EngineError
 from penstock.engine.blocks import BlockPool
 from penstock.engine.drawing import Drawn, Forbid, draw, forbid
 from penstock.engine.pacing import Pacer
+from penstock.engine.plan import Chunk, Limits, StepPlan
 from penstock.engine.readout import StepView
 from penstock.engine.sampler import Sampler, sample
-from penstock.engine.plan import Chunk, Limits, StepPlan
-from penstock.engine.scheduler import Scheduler
 from penstock.engine.sampling import SamplingParams
+from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Output, Sequence
 from penstock.engine.watchdog import Pulse
 

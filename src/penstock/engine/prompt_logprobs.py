@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens: a readout that slices the head, so that memory stays bounded."""
+"""Log-probabilities of a prompt's own tokens: a readout that slices the head, to keep memory bounded."""
 
 from __future__ import annotations
 

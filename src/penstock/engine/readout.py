@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 
 class StepView(Protocol):
-    """The step that was computed last. Rows are those of its batch; what is returned holds until the next call."""
+    """The step that was computed last. Rows are its batch's; what is returned holds until the next call."""
 
     def logits(self, start: int, end: int) -> Any:
         """Tensor float32 (end - start, vocab_size)."""

@@ -40,7 +40,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     """Taken from a logit if its token was generated (OpenAI)."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens in prompt and answer, multiplies negative ones (Keskar et al. 2019)."""
+    """Divides positive logits of tokens in prompt and answer, multiplies negative ones (Keskar 2019)."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Added to these tokens' logits."""
     logprobs: int | None = None
@@ -69,7 +69,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities by the model alone: before penalties, bias, grammar, temperature."""
+    """Natural logarithms of probabilities by the model alone: before penalties, bias and temperature."""
 
     token: float
     """Of the token itself."""
@@ -84,7 +84,7 @@ class Constraint(Protocol):
         """Writes the allowed next tokens after `generated`, then after each token of `draft` too.
 
         Args:
-            masks: (1 + len(draft), words); rows behind a draft token that is not allowed are left as they are.
+            masks: (1 + len(draft), words); rows behind a draft token that is not allowed are left alone.
             generated: the answer so far; each call's begins with the one's before it.
             draft: a guess at what follows; the next call may be about something else.
 

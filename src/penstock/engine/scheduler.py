@@ -155,7 +155,9 @@ class Scheduler:
             if draft.budget:
                 draft.add(sequence)
         self._admit(draft)
-        if 0 < len(draft.chunks) < self.limits.max_draft_rows and all(chunk.is_decode for chunk in draft.chunks):
+        if 0 < len(draft.chunks) < self.limits.max_draft_rows and all(
+            chunk.is_decode for chunk in draft.chunks
+        ):
             draft.chunks = self._speculate(draft.chunks)
         return StepPlan(tuple(draft.chunks), tuple(draft.failed))
 
@@ -239,7 +241,9 @@ class Scheduler:
         if not sequence.sampling.max_tokens:
             return [self._finish(sequence, FinishReason.LENGTH)]
         *drafted, last = accepted
-        outputs = [Output(sequence.id, token, logprobs=logprobs.get(row + i)) for i, token in enumerate(drafted)]
+        outputs = [
+            Output(sequence.id, token, logprobs=logprobs.get(row + i)) for i, token in enumerate(drafted)
+        ]
         finish = self._end_with(sequence, last, 1)
         sequence.tokens.append(last)
         said = logprobs.get(row + len(drafted))

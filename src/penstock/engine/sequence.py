@@ -14,7 +14,6 @@ from penstock.engine.readout import Readout
 from penstock.engine.sampling import Constraint, SamplingParams, TokenLogprobs
 
 
-
 class FinishReason(Enum):
     """Why a sequence ended; every sequence ends with exactly one of these."""
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence as SequenceOf
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
 
-from penstock.base.errors import ContextLengthError, EngineError, QueueFullError
+from penstock.base.errors import ContextLengthError, EngineError, InvalidRequestError, QueueFullError
 from penstock.engine.core import MAX_FAILED_STEPS, EngineCore, EngineStats
 from penstock.engine.readout import Readout
 from penstock.engine.retry_after import retry_after_s
@@ -48,8 +48,6 @@ class Options(TypedDict, total=False):
     num_resumed: int
     """The last tokens of the prompt that are answer: another engine has generated them."""
     readout: Readout
-    new_constraint: Callable[[], Constraint]
-    """Makes the grammar's state for each answer."""
 
 
 class TokenStream:
@@ -176,12 +174,21 @@ class EngineService:
         self._end(EngineError(f"the engine is stuck: it did nothing for {limit_s:g} s"))
 
     def refuse_if_full(self, count: int = 1) -> None:
-        """Raises QueueFullError if `count` requests could not be submitted now; saves preparing them in vain."""
+        """Raises if `count` requests could not be submitted now, as one: saves preparing them in vain.
+
+        Raises:
+            QueueFullError: running and waiting requests are at their bound.
+            InvalidRequestError: it is too many ever.
+        """
+        if count > self.max_requests:
+            raise InvalidRequestError(
+                f"{count} answers at once are more than the {self.max_requests} that may run and wait"
+            )
         if len(self._streams) + count > self.max_requests:
             most = f", and this one asks for {count} answers" if count > 1 else ""
             raise QueueFullError(
-                f"{len(self._streams)} requests are running or queued{most}; the limit is {self.max_requests}; "
-                "try again later",
+                f"{len(self._streams)} requests are running or queued{most}; the limit is "
+                f"{self.max_requests}. Try again later",
                 retry_after_s=retry_after_s(self._ends, self.now()),
             )
 
@@ -193,16 +200,23 @@ class EngineService:
         """Seconds on the engine's clock, by which deadlines are given."""
         return self.core.clock()
 
-    def submit(self, tokens: SequenceOf[int], sampling: SamplingParams, **options: Unpack[Options]) -> TokenStream:
+    def submit(
+        self, tokens: SequenceOf[int], sampling: SamplingParams, **options: Unpack[Options]
+    ) -> TokenStream:
         """Queues a request; see :meth:`submit_group`."""
         return self.submit_group(tokens, [sampling], **options)[0]
 
     def submit_group(
-        self, tokens: SequenceOf[int], samplings: SequenceOf[SamplingParams], **options: Unpack[Options]
+        self,
+        tokens: SequenceOf[int],
+        samplings: SequenceOf[SamplingParams],
+        *,
+        new_constraint: Callable[[], Constraint] | None = None,
+        **options: Unpack[Options],
     ) -> list[TokenStream]:
         """Queues one request for every entry of `samplings`, all of the same prompt, which is computed once.
 
-        Use each stream in `async with`.
+        Use each stream in `async with`. `new_constraint` makes the state of a grammar that answers follow.
 
         Raises:
             QueueFullError: running and waiting requests are at their bound.
@@ -221,7 +235,6 @@ class EngineService:
         if not self._streams:  # what ended before was followed by idleness, which says nothing
             self._ends.clear()
             self._ends.append(self.now())
-        new_constraint = options.pop("new_constraint", None)
         sequences = tuple(
             Sequence(
                 next(self._ids),

@@ -148,9 +148,36 @@ def read_tensors(
 
 
 def parameter_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the decoder."""
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in Decoder(spec).named_parameters()}
+    """Shape of every parameter of the decoder.
+
+    Arithmetic, not a decoder on the meta device: that imports 60 MB of PyTorch's symbolic mathematics.
+    """
+    hidden, out = spec.hidden_size, spec.num_heads * spec.head_dim
+    width, gates = out + 2 * spec.num_kv_heads * spec.head_dim, 2 * spec.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "embedding.weight": (spec.vocab_size, hidden),
+        "norm.weight": (hidden,),
+    }
+    if not spec.tied_head:
+        shapes["head.weight"] = (spec.vocab_size, hidden)
+    products = (
+        ("attention.qkv_proj", width, hidden, spec.qkv_bias),
+        ("attention.o_proj", hidden, out, spec.output_bias),
+        ("mlp.gate_up_proj", gates, hidden, spec.mlp_bias),
+        ("mlp.down_proj", hidden, spec.intermediate_size, spec.mlp_bias),
+    )
+    for layer in range(spec.num_layers):
+        prefix = f"layers.{layer}."
+        for name, outputs, inputs, has_bias in products:
+            shapes[f"{prefix}{name}.weight"] = (outputs, inputs)
+            if has_bias:
+                shapes[f"{prefix}{name}.bias"] = (outputs,)
+        for name in ("input_norm", "post_attention_norm"):
+            shapes[f"{prefix}{name}.weight"] = (hidden,)
+        if spec.qk_norm:
+            for name in ("attention.q_norm", "attention.k_norm"):
+                shapes[f"{prefix}{name}.weight"] = (spec.head_dim,)
+    return shapes
 
 
 def load_checkpoint(

@@ -119,7 +119,7 @@ class UrlAnswerer:
         body = msgspec.json.encode(request)
         headers = [(b"content-type", b"application/json")]
         data = await _fetch(pool, Call("POST", "/v1/chat/completions", headers, body))
-        return msgspec.json.decode(data, type=ChatCompletion).choices[0].message.content
+        return msgspec.json.decode(data, type=ChatCompletion).choices[0].message.content or ""
 
 
 async def _fetch(pool: Pool, call: Call) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
-from penstock.protocol.generation import GenerationRequest, MaxTokens, TokenLimit
+from penstock.protocol.generation import GenerationRequest, MaxTokens, TokenLimit, TopLogprobs
 from penstock.protocol.strict import NOT_JSON, Unbuilt, read_request, refuse_unbuilt, shown
 from penstock.protocol.usage import Usage
 
@@ -16,31 +16,22 @@ Role = Literal["system", "developer", "user", "assistant"]
 
 UNBUILT: Unbuilt = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "ignore_eos": (False,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),  # not even "none": a model that thinks by its template thinks
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "safety_identifier": (),
-    "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -89,6 +80,13 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     prompt_field: ClassVar[str] = "messages"
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives whose log-probabilities are asked for with each token's own; None: none at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> TokenLimit:
@@ -123,7 +121,9 @@ def read_chat_request(body: bytes) -> ChatRequest:
     for index, message in enumerate(request.messages):
         if message.content is None and message.role != "assistant":
             raise InvalidRequestError("content is missing", param=f"messages[{index}].content")
-    request.check_stream_options()
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequestError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
+    request.check()
     return request
 
 
@@ -160,12 +160,36 @@ def _refuse_content(content: msgspec.Raw, where: str) -> None:
             raise UnsupportedParameterError(f"{param!r} is not supported; leave it out", param=param)
 
 
+class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that might have come, with the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    """The token's UTF-8; one that holds a part of a character shows as U+FFFD in `token`."""
+
+
+class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
+    """The token that came."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """The log-probabilities of an answer's tokens, or of a chunk's."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The assistant's turn in an answer."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    """What the model thought, where its checkpoint marks that (DeepSeek's and vLLM's name)."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +198,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     message: AnswerMessage
     finish_reason: str
     index: int = 0
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +210,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[Choice]
     usage: Usage
+    service_tier: str | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -193,6 +218,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +227,7 @@ class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     delta: Delta
     finish_reason: str | None = None
     index: int = 0
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,3 +239,4 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    service_tier: str | UnsetType = UNSET

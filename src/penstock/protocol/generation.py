@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
 from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
+from penstock.protocol.strict import shown
 
 MAX_STOP_STRINGS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1024  # ours: held-back text is bounded by it
 MAX_NAME_LENGTH = 256  # ours: model and user go into log lines and error messages
+MAX_STOP_TOKENS = 64  # ours
+MAX_BIASED_TOKENS = 1024  # ours
+MAX_ID_DIGITS = 10
+MAX_CHOICES = 128  # OpenAI's limit
+MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 MAX_SALT_LENGTH = 128  # ours: a salt is kept as long as a block of its prompts is cached
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -26,7 +33,17 @@ MinP = Annotated[float, Meta(ge=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
-Stop = StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+Stop = StopString | Annotated[list[StopString | TokenId], Meta(max_length=MAX_STOP_STRINGS)]
+StopTokenIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)]
+Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+LogitBias = Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED_TOKENS)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+Priority = Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
+Tier = Literal["auto", "default", "flex", "priority"]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +80,20 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     min_p: MinP | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    """Up to four, as texts or as token ids."""
+    stop_token_ids: StopTokenIds | None = None
+    ignore_eos: bool | None = None
+    """vLLM's name: the model's own end tokens do not end the answer."""
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    n: Choices | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: LogitBias | None = None
+    priority: Priority | None = None
+    """vLLM's name: below 0 before others, above 0 after them; ours has these three classes."""
+    service_tier: Tier | None = None
+    """OpenAI's: `priority` before others, `flex` after them."""
     cache_salt: CacheSalt | None = None
     """vLLM's name: cached prefixes are shared only between requests that give the same one, or none."""
     user: Name | None = None
@@ -71,9 +102,36 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings, however they were written."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if isinstance(self.stop, str):
+            return (self.stop,)
+        return tuple(stop for stop in self.stop or () if isinstance(stop, str))
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The token ids that end the answer beside the model's own."""
+        listed = () if isinstance(self.stop, str) else self.stop or ()
+        return frozenset((*(stop for stop in listed if isinstance(stop, int)), *(self.stop_token_ids or ())))
+
+    @property
+    def num_choices(self) -> int:
+        """Answers asked for to each prompt."""
+        return self.n or 1
+
+    @property
+    def urgency(self) -> int:
+        """Below 0 before others, above 0 after them."""
+        if self.priority:
+            return self.priority
+        return {"priority": -1, "flex": 1}.get(self.service_tier or "", 0)
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """The logit biases by token id.
+
+        Raises:
+            InvalidRequestError: a key is no token id.
+        """
+        return tuple(sorted(_biases(self.logit_bias or {})))
 
     @property
     def limit(self) -> TokenLimit:
@@ -81,12 +139,25 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return TokenLimit("max_tokens", self.max_tokens)
 
     @property
+    def log_fields(self) -> dict[str, str]:
+        """What of the request goes into its log line."""
+        return {} if self.user is None else {"user": self.user}
+
+    @property
     def includes_usage(self) -> bool:
         """True if a stream is to end with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def check_stream_options(self) -> None:
-        """Raises if stream options are given without a stream, or ask for what is not built."""
+    def check(self) -> None:
+        """Raises for what its type alone does not refuse."""
+        self._check_stream_options()
+        if self.priority and self.service_tier in ("priority", "flex"):
+            raise InvalidRequestError(
+                "'priority' and 'service_tier' exclude each other", param="service_tier"
+            )
+        _ = self.biases
+
+    def _check_stream_options(self) -> None:
         if self.stream_options is None:
             return
         if not self.stream:
@@ -94,3 +165,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if self.stream_options.include_obfuscation:
             param = "stream_options.include_obfuscation"
             raise UnsupportedParameterError(f"{param!r} is not supported", param=param)
+
+
+def _biases(given: Mapping[str, float]) -> Iterator[tuple[int, float]]:
+    for key, bias in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= MAX_ID_DIGITS) or key != str(int(key)):
+            raise InvalidRequestError(
+                f"the keys of 'logit_bias' are token ids, {shown(key)!r} is none", param="logit_bias"
+            )
+        yield int(key), bias

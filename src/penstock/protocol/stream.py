@@ -1,10 +1,19 @@
-"""The legal order of a streamed answer, as a transition table.
+"""The legal order of a streamed answer, as two transition tables.
 
-    start ── role ──▶ open ── finish ──▶ finished ── usage ──▶ accounted
-      │                │ ▲                  │                     │
-      │             content                done                  done
-      │                                     ▼                     ▼
-      └──────── error, from anywhere ──▶ failed                 done
+Each choice, by itself:
+
+    start ── role ──▶ open ── finish ──▶ finished
+      │                │ ▲                   ▲
+      │             content                  │
+      └──────────────── finish ──────────────┘
+
+The stream as a whole:
+
+    open ── all choices finished ──▶ finished ── usage ──▶ accounted
+      │                                  │                     │
+      │                                done                  done
+      │                                  ▼                     ▼
+      └────── error, from anywhere ──▶ failed                 done
 
 A text completion has no role: its first event is content or finish. `done` and `failed` are the two terminal
 states: a stream reaches exactly one of them, once, and nothing follows.
@@ -27,7 +36,7 @@ class Event(Enum):
 
 
 class State(Enum):
-    """How far a stream is."""
+    """How far a choice, or the stream, is."""
 
     START = "start"
     OPEN = "open"
@@ -39,17 +48,16 @@ class State(Enum):
     @property
     def is_terminal(self) -> bool:
         """True if nothing may follow."""
-        return not TRANSITIONS[self]
+        return self in (State.DONE, State.FAILED)
 
 
-TRANSITIONS: dict[State, dict[Event, State]] = {
-    State.START: {
-        Event.ROLE: State.OPEN,
-        Event.CONTENT: State.OPEN,
-        Event.FINISH: State.FINISHED,
-        Event.ERROR: State.FAILED,
-    },
-    State.OPEN: {Event.CONTENT: State.OPEN, Event.FINISH: State.FINISHED, Event.ERROR: State.FAILED},
+CHOICE: dict[State, dict[Event, State]] = {
+    State.START: {Event.ROLE: State.OPEN, Event.CONTENT: State.OPEN, Event.FINISH: State.FINISHED},
+    State.OPEN: {Event.CONTENT: State.OPEN, Event.FINISH: State.FINISHED},
+    State.FINISHED: {},
+}
+STREAM: dict[State, dict[Event, State]] = {
+    State.OPEN: {Event.ERROR: State.FAILED},
     State.FINISHED: {Event.USAGE: State.ACCOUNTED, Event.DONE: State.DONE, Event.ERROR: State.FAILED},
     State.ACCOUNTED: {Event.DONE: State.DONE, Event.ERROR: State.FAILED},
     State.DONE: {},
@@ -58,23 +66,34 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 
 
 class IllegalOrderError(ValueError):
-    """An event where the table does not allow it."""
+    """An event where the tables do not allow it."""
 
 
 class StreamOrder:
-    """Follows one stream through the table."""
+    """Follows one stream of one or several choices through the tables."""
 
-    def __init__(self) -> None:
-        self.state = State.START
+    def __init__(self, num_choices: int = 1) -> None:
+        self.state = State.OPEN
+        """Of the stream as a whole."""
+        self._choices = [State.START] * num_choices
+        self._num_open = num_choices
 
-    def advance(self, event: Event) -> State:
-        """Takes one event; returns the new state.
+    def advance(self, event: Event, choice: int = 0) -> State:
+        """Takes one event, of `choice` if it is of one; returns the stream's state.
 
         Raises:
-            IllegalOrderError: the event may not come now; the state is left as it was.
+            IllegalOrderError: the event may not come now; nothing has changed.
         """
-        following = TRANSITIONS[self.state].get(event)
-        if following is None:
-            raise IllegalOrderError(f"{event.value} may not follow in state {self.state.value}")
-        self.state = following
-        return following
+        is_of_choice = event in (Event.ROLE, Event.CONTENT, Event.FINISH)
+        before = self._choices[choice] if is_of_choice else self.state
+        following = (CHOICE if is_of_choice else STREAM)[before].get(event)
+        if following is None or (is_of_choice and self.state is not State.OPEN):
+            raise IllegalOrderError(f"{event.value} may not follow in state {before.value}")
+        if not is_of_choice:
+            self.state = following
+        else:
+            self._choices[choice] = following
+            self._num_open -= following is State.FINISHED
+            if not self._num_open:
+                self.state = State.FINISHED
+        return self.state

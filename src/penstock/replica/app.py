@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from penstock.asgi.application import Application, Endpoint
@@ -11,25 +10,12 @@ from penstock.asgi.exchange import Exchange
 from penstock.asgi.model_endpoints import ModelEndpoints
 from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
-from penstock.base.errors import InvalidRequestError, NotReadyError
+from penstock.base.errors import NotReadyError
 from penstock.observe import metrics as observe
 from penstock.observe import names
-from penstock.protocol.chat import ChatRequest, Role, read_chat_request
-from penstock.protocol.completions import read_completion_request
-from penstock.protocol.generation import GenerationRequest
-from penstock.replica.answer import Job, answer
+from penstock.replica.generation_endpoints import GenerationEndpoints
+from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
-from penstock.replica.request_timeout import read_request_timeout
-from penstock.replica.shapes import ChatShape, CompletionShape, Shape
-from penstock.text.template import Turn
-
-# The template's word for each role: templates know no developer, which is OpenAI's newer word for system.
-_TEMPLATE_ROLES: dict[Role, str] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
 
 
 class Replica:
@@ -40,14 +26,13 @@ class Replica:
         self._limits = limits
         self._drain = drain
         self._probes = Probes("engine", drain, self._read_engine)
-        self._first_token = self._probes.metrics.histogram(names.ENGINE_TTFT)
+        self._meters = RequestMeters(self._probes.metrics, model.service.now)
 
     def application(self) -> Application:
         """The ASGI application."""
         return Application(
             {
-                ("POST", "/v1/chat/completions"): Endpoint(self._chat),
-                ("POST", "/v1/completions"): Endpoint(self._complete),
+                **GenerationEndpoints(self._model, self._limits, self._meters).table(),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
@@ -56,66 +41,6 @@ class Replica:
             self._drain,
             self._probes.count,
         )
-
-    async def _chat(self, exchange: Exchange) -> None:
-        started = self._model.service.now()
-        deadline = started + read_request_timeout(exchange.headers)
-        request = read_chat_request(await self._body(exchange))
-        self._model.check_name(request.model)
-        self._model.service.refuse_if_full()
-        # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
-        prompt = await asyncio.to_thread(self._encode_chat, request)
-        shape = ChatShape(self._model.name, include_usage=request.includes_usage)
-        await self._answer(exchange, self._job(request, prompt, shape, deadline), started)
-
-    async def _complete(self, exchange: Exchange) -> None:
-        started = self._model.service.now()
-        deadline = started + read_request_timeout(exchange.headers)
-        request = read_completion_request(await self._body(exchange))
-        self._model.check_name(request.model)
-        self._model.service.refuse_if_full()
-        prompt = await asyncio.to_thread(self._encode_text, request.text)
-        shape = CompletionShape(self._model.name, include_usage=request.includes_usage)
-        await self._answer(exchange, self._job(request, prompt, shape, deadline), started)
-
-    def _job(self, request: GenerationRequest, prompt: list[int], shape: Shape, deadline: float) -> Job:
-        return Job(
-            prompt=prompt,
-            sampling=self._model.sampling(request, len(prompt)),
-            stops=request.stop_strings,
-            shape=shape,
-            streams=bool(request.stream),
-            include_usage=request.includes_usage,
-            user=request.user,
-            cache_salt=request.cache_salt or "",
-            deadline=deadline,
-        )
-
-    async def _answer(self, exchange: Exchange, job: Job, started: float) -> None:
-        def on_first_token() -> None:
-            self._first_token.observe(self._model.service.now() - started)
-
-        await answer(exchange, self._model, job, on_first_token)
-
-    def _encode_chat(self, request: ChatRequest) -> list[int]:
-        if self._model.template is None:
-            raise InvalidRequestError(
-                f"the model {self._model.name!r} has no chat template; use /v1/completions", param="messages"
-            )
-        self._model.refuse_long_text(sum(len(message.text) for message in request.messages), "messages")
-        return self._model.template.encode(
-            [Turn(_TEMPLATE_ROLES[message.role], message.text) for message in request.messages]
-        )
-
-    def _encode_text(self, text: str) -> list[int]:
-        self._model.refuse_long_text(len(text), "prompt")
-        ids = self._model.tokenizer.encode(text, add_special_tokens=True)
-        if not ids:
-            raise InvalidRequestError("the prompt is empty", param="prompt")
-        return ids
-
-    async def _body(self, exchange: Exchange) -> bytes:
-        return await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
 
     async def _ready(self, exchange: Exchange) -> None:
         refusal = self._model.service.refusal or ("draining" if self._drain.is_draining else None)

@@ -1,66 +1,104 @@
-"""One request's way from token ids to text: certain characters, stop strings, a true finish reason."""
+"""One answer's way from token ids to text: certain characters, stop strings, a true finish reason."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
-from penstock.base.errors import ClientGoneError, InternalError
+from penstock.base.errors import ClientGoneError, InternalError, MovedError
+from penstock.engine.sampling import TokenLogprobs
 from penstock.engine.sequence import FinishReason, Output
 from penstock.engine.service import TokenStream
-from penstock.protocol.usage import Usage
 from penstock.text.detokenizer import Decodes, Detokenizer, StopMatcher
+from penstock.text.fragments import Content, Fragment, OutputParser
 
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token added to an answer. It may be nothing: the token shows nothing yet."""
+
+    fragments: Sequence[Fragment] = ()
+    logprobs: tuple[int, TokenLogprobs] | None = None
+    """The token and its log-probabilities, where they were asked for. Its text may come later."""
+
+
 class Generation:
-    """Pieces of text in order; then `finish_reason` and `usage` hold."""
+    """Pieces of an answer in order; then `finish_reason` and `num_tokens` hold."""
 
     def __init__(
-        self, stream: TokenStream, tokenizer: Decodes, stops: Sequence[str], num_prompt_tokens: int
+        self,
+        stream: TokenStream,
+        tokenizer: Decodes,
+        stops: Sequence[str] = (),
+        parser: OutputParser | None = None,
     ) -> None:
+        """Without a `parser` all text is content."""
         self._stream = stream
         self._detokenizer = Detokenizer(tokenizer)
         self._matcher = StopMatcher(stops)
-        self._num_prompt_tokens = num_prompt_tokens
+        self._parser = parser
         self.num_tokens = 0
+        """Tokens so far; an end token counts, tokens computed after a stop string do not."""
         self.finish_reason: str | None = None
 
-    @property
-    def usage(self) -> Usage:
-        """Tokens so far; an end token counts, tokens computed after a stop string do not."""
-        return Usage.of(self._num_prompt_tokens, self.num_tokens, self._stream.num_cached_tokens)
+    def resume(self, tokens: Sequence[int]) -> None:
+        """Takes in the tokens that another engine has generated, whose text was delivered there."""
+        for token in tokens:
+            self._take(token)
 
-    async def pieces(self) -> AsyncIterator[str]:
-        """The text as it becomes certain. A piece may be empty: a token came that shows nothing yet.
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The answer as it becomes certain, a piece for every token.
 
         Raises:
             EngineError: the engine failed on this request.
             ClientGoneError: the request was cancelled.
+            MovedError: it goes on in another engine.
         """
         async for output in self._stream:
             if output.error is not None:  # first: a piece before it would open the answer
                 raise output.error
             if output.finish is FinishReason.CANCELLED:
                 raise ClientGoneError("the request was cancelled")
-            yield self._take(output)
-            if self._matcher.is_stopped:
-                self.finish_reason = "stop"
-                return
-            if output.finish is not None:
-                yield self._end(output)
+            if output.finish is FinishReason.MOVED:
+                raise MovedError("the request goes on in another engine")
+            yield self._piece(output)
+            if self.finish_reason is not None:
                 return
         raise InternalError("the token stream ended without an end")
 
-    def _take(self, output: Output) -> str:
-        assert output.token is not None  # only ends by error and by cancellation have none
-        self.num_tokens += 1
-        if output.finish is FinishReason.STOP:
-            return ""  # the end token is no text
-        return self._matcher.push(self._detokenizer.push(output.token))
+    def _piece(self, output: Output) -> Piece:
+        fragments: list[Fragment] = []
+        if output.token is not None and output.finish is not FinishReason.STOP:  # an end token is no text
+            fragments = self._take(output.token)
+        elif output.token is not None:
+            self.num_tokens += 1
+        if self._is_stopped():
+            self._end("stop", fragments)
+        elif output.finish is not None:
+            text = self._matcher.push(self._detokenizer.flush())
+            fragments += self._parse(text + self._matcher.flush())
+            self._end("stop" if self._is_stopped() else _REASONS[output.finish], fragments)
+        if output.logprobs is None or output.token is None:
+            return Piece(fragments)
+        return Piece(fragments, (output.token, output.logprobs))
 
-    def _end(self, output: Output) -> str:
-        assert output.finish is not None
-        text = self._matcher.push(self._detokenizer.flush())
-        self.finish_reason = "stop" if self._matcher.is_stopped else _REASONS[output.finish]
-        return text + self._matcher.flush()
+    def _is_stopped(self) -> bool:
+        return self._matcher.is_stopped
+
+    def _take(self, token: int) -> list[Fragment]:
+        self.num_tokens += 1
+        return self._parse(self._matcher.push(self._detokenizer.push(token)))
+
+    def _parse(self, text: str) -> list[Fragment]:
+        if not text:
+            return []
+        return [Content(text)] if self._parser is None else self._parser.push(text)
+
+    def _end(self, reason: str, fragments: list[Fragment]) -> None:
+        if self._parser is not None:
+            fragments += self._parser.flush()
+            if self._parser.has_calls and reason == "stop":
+                reason = "tool_calls"
+        self.finish_reason = reason

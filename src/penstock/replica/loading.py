@@ -13,12 +13,13 @@ from penstock.base.errors import CheckpointError, ConfigurationError
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore
+from penstock.engine.drawing import forbid
 from penstock.engine.memory import plan_memory
 from penstock.engine.native.build import load_kernels
 from penstock.engine.native.sampler import NativeSampler
+from penstock.engine.plan import Limits
 from penstock.engine.runner import load_runner
 from penstock.engine.sampler import sample
-from penstock.engine.plan import Limits
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import Sequence
 from penstock.engine.service import EngineService
@@ -63,6 +64,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         raise ConfigurationError(
             f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
         ) from error
+    native = None if compute.kernels is None else NativeSampler(compute.kernels, threads)
     limits = Limits(settings.max_sequences, settings.max_batch_tokens, memory.max_model_len)
     core = EngineCore(
         runner,
@@ -71,7 +73,8 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         memory.block_size,
         prefix_cache=settings.prefix_cache,
         decode_slowdown=settings.decode_slowdown,
-        sampler=sample if compute.kernels is None else NativeSampler(compute.kernels, threads),
+        sampler=native or sample,
+        forbid=forbid if native is None else native.forbid,
     )
     _warm_up(core)
     logger.info(
@@ -91,6 +94,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         defaults=defaults,
         service=EngineService(core, settings.max_sequences + settings.max_waiting),
         max_model_len=memory.max_model_len,
+        vocab_size=spec.vocab_size,
     )
 
 

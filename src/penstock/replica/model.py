@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFoundError
+from penstock.base.errors import CheckpointError, ContextLengthError, InvalidRequestError, ModelNotFoundError
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
@@ -18,7 +20,6 @@ from penstock.text.tokenizer import Tokenizer, read_json
 logger = structlog.get_logger(__name__)
 # Sampling fields of generation_config.json that change answers and are not built, with their neutral values.
 _UNBUILT = {
-    "repetition_penalty": 1.0,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
@@ -34,6 +35,7 @@ class SamplingDefaults:
     top_p: float = 1.0
     top_k: int | None = None
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @staticmethod
     def of_checkpoint(directory: Path) -> SamplingDefaults:
@@ -56,6 +58,7 @@ class SamplingDefaults:
                 top_p=float(given.get("top_p") or 1.0),
                 top_k=max(int(given["top_k"]), 0) if given.get("top_k") else None,
                 min_p=float(given.get("min_p") or 0.0),
+                repetition_penalty=float(given.get("repetition_penalty") or 1.0),
             )
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from error
@@ -73,6 +76,8 @@ class ServedModel:
     defaults: SamplingDefaults
     service: EngineService
     max_model_len: int
+    vocab_size: int
+    """Of the model, which may have more tokens than its tokenizer."""
 
     def check_name(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is this model's."""
@@ -95,26 +100,61 @@ class ServedModel:
                 param=param,
             )
 
-    def sampling(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
-        """What the request says, else the defaults; without a limit, as many tokens as the context leaves.
+    def check_tokens(self, tokens: Iterable[int], param: str) -> None:
+        """Raises InvalidRequestError for a token id that the model does not have."""
+        if (foreign := next((token for token in tokens if token >= self.vocab_size), None)) is not None:
+            raise InvalidRequestError(
+                f"{param!r} holds the token id {foreign}; the model's are 0 to {self.vocab_size - 1}",
+                param=param,
+            )
+
+    def samplings(
+        self, request: GenerationRequest, num_prompt_tokens: int, logprobs: int | None
+    ) -> list[SamplingParams]:
+        """For each answer what the request says, else the defaults; without a limit, as many tokens as the
+        context leaves.
+
+        Answers to one prompt have seeds of their own, the request's and those after it.
 
         Raises:
             ContextLengthError: the prompt, or the prompt with what was asked for, is longer than the context.
+            InvalidRequestError: a token id that the model does not have, or `min_tokens` over the limit.
         """
         defaults = self.defaults
-        return SamplingParams(
-            max_tokens=self._max_tokens(request, num_prompt_tokens),
-            temperature=defaults.temperature if request.temperature is None else request.temperature,
-            top_p=defaults.top_p if request.top_p is None else request.top_p,
+        self.check_tokens((token for token, _ in request.biases), "logit_bias")
+        self.check_tokens(request.stop_tokens, "stop")
+        max_tokens = self._max_tokens(request, num_prompt_tokens)
+        if (request.min_tokens or 0) > max_tokens:
+            raise InvalidRequestError(
+                f"'min_tokens' is {request.min_tokens} and the answer may have {max_tokens} tokens",
+                param="min_tokens",
+            )
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=request.min_tokens or 0,
+            temperature=_or(request.temperature, defaults.temperature),
+            top_p=_or(request.top_p, defaults.top_p),
             top_k=defaults.top_k if request.top_k is None else max(request.top_k, 0),
-            min_p=defaults.min_p if request.min_p is None else request.min_p,
+            min_p=_or(request.min_p, defaults.min_p),
             seed=secrets.randbits(63) if request.seed is None else request.seed,
-            stop_token_ids=self.tokenizer.end_token_ids,
+            stop_token_ids=request.stop_tokens
+            | (frozenset() if request.ignore_eos else self.tokenizer.end_token_ids),
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
+            logit_bias=request.biases,
+            logprobs=logprobs,
         )
+        return [
+            dataclasses.replace(sampling, seed=sampling.seed + i) if i else sampling
+            for i in range(request.num_choices)
+        ]
 
     def _max_tokens(self, request: GenerationRequest, num_prompt_tokens: int) -> int:
         limit = request.limit
         room = self.max_model_len - num_prompt_tokens
+        if limit.asked == 0 and not room:
+            return 0
         lengths = f"the context is {self.max_model_len} tokens and the prompt has {num_prompt_tokens} tokens"
         if room < 1:
             raise ContextLengthError(
@@ -128,3 +168,7 @@ class ServedModel:
                 param=limit.field,
             )
         return limit.asked
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given

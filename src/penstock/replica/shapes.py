@@ -3,117 +3,246 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from penstock.base.ids import new_id
+from penstock.engine.sampling import TokenLogprobs
 from penstock.protocol.chat import AnswerMessage, ChatChunk, ChatCompletion, Choice, ChunkChoice, Delta
-from penstock.protocol.completions import Completion, CompletionChoice
+from penstock.protocol.completions import Completion, CompletionChoice, CompletionLogprobs
+from penstock.protocol.stream import Event
 from penstock.protocol.usage import Usage
+from penstock.replica.echo import Echo
+from penstock.replica.generation import Piece
+from penstock.replica.logprobs import CompletionLogprobsBuilder, chat_logprobs
+from penstock.text.fragments import Content, Fragment, Reasoning
+from penstock.text.tokenizer import Tokenizer
 
 _encode = msgspec.json.Encoder().encode
 
 
+@dataclass(slots=True)
+class Collected:
+    """One answer, put together from its pieces."""
+
+    index: int
+    fragments: list[Fragment] = field(default_factory=list)
+    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    finish_reason: str = ""
+
+    def add(self, piece: Piece) -> None:
+        """Takes the next piece."""
+        self.fragments += piece.fragments
+        if piece.logprobs is not None:
+            self.logprobs.append(piece.logprobs)
+
+    def text_of(self, kind: type[Content] | type[Reasoning]) -> str:
+        """The text of one kind, joined."""
+        return "".join(fragment.text for fragment in self.fragments if isinstance(fragment, kind))
+
+
 class Shape(Protocol):
-    """Encodes one answer, whole or in pieces; every method returns JSON without line ends."""
+    """Encodes answers, whole or in pieces, `choice` being an answer's index; JSON without line ends."""
 
-    def opening(self) -> bytes | None:
-        """The event before the first text, if the dialect has one."""
+    def opening(self, choice: int) -> Iterator[tuple[Event, bytes]]:
+        """The events before an answer's first text."""
         ...
 
-    def piece(self, text: str) -> bytes:
-        """A piece of text."""
+    def piece(self, choice: int, piece: Piece) -> Iterator[bytes]:
+        """The events of a piece; none if it shows nothing."""
         ...
 
-    def finish(self, reason: str) -> bytes:
-        """The end of the text."""
+    def finish(self, choice: int, reason: str) -> bytes:
+        """The end of an answer."""
         ...
 
     def usage(self, usage: Usage) -> bytes:
         """The tokens used, sent where the client asked for them."""
         ...
 
-    def whole(self, text: str, reason: str, usage: Usage) -> bytes:
-        """An answer that is not streamed."""
+    def whole(self, answers: Sequence[Collected], usage: Usage) -> bytes:
+        """Answers that are not streamed."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What of a request shows in its answer."""
+
+    model: str
+    tokenizer: Tokenizer
+    include_usage: bool = False
+    logprobs: int | None = None
+    """Alternatives with log-probabilities; None: no log-probabilities."""
+    service_tier: str | None = None
 
 
 class ChatShape:
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, model: str, *, include_usage: bool) -> None:
-        self._model = model
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if asked.include_usage else UNSET
+        self._tier = asked.service_tier or UNSET
 
-    def opening(self) -> bytes:
+    def opening(self, choice: int) -> Iterator[tuple[Event, bytes]]:
         """The chunk that names the role."""
-        return self._chunk(Delta(role="assistant", content=""))
+        yield Event.ROLE, self._chunk(ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, choice: int, piece: Piece) -> Iterator[bytes]:
         """See Shape."""
-        return self._chunk(Delta(content=text))
+        logprobs = None if piece.logprobs is None else chat_logprobs([piece.logprobs], self._asked.tokenizer)
+        deltas = [_delta(fragment) for fragment in piece.fragments]
+        if logprobs is not None and not deltas:
+            deltas = [Delta(content="")]  # clients look for log-probabilities beside content
+        for delta in deltas:
+            yield self._chunk(ChunkChoice(index=choice, delta=delta, logprobs=logprobs))
+            logprobs = None
 
-    def finish(self, reason: str) -> bytes:
+    def finish(self, choice: int, reason: str) -> bytes:
         """See Shape."""
-        return self._chunk(Delta(), reason)
+        return self._chunk(ChunkChoice(index=choice, delta=Delta(), finish_reason=reason))
 
     def usage(self, usage: Usage) -> bytes:
         """See Shape."""
-        return _encode(
-            ChatChunk(id=self._id, created=self._created, model=self._model, choices=[], usage=usage)
-        )
+        return self._chunks([], usage)
 
-    def whole(self, text: str, reason: str, usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Collected], usage: Usage) -> bytes:
         """See Shape."""
-        choice = Choice(message=AnswerMessage(content=text), finish_reason=reason)
+        choices = [
+            Choice(
+                index=answer.index,
+                message=_message(answer),
+                finish_reason=answer.finish_reason,
+                logprobs=None
+                if self._asked.logprobs is None
+                else chat_logprobs(answer.logprobs, self._asked.tokenizer),
+            )
+            for answer in answers
+        ]
         return _encode(
             ChatCompletion(
-                id=self._id, created=self._created, model=self._model, choices=[choice], usage=usage
+                id=self._id,
+                created=self._created,
+                model=self._asked.model,
+                choices=choices,
+                usage=usage,
+                service_tier=self._tier,
             )
         )
 
-    def _chunk(self, delta: Delta, reason: str | None = None) -> bytes:
-        choice = ChunkChoice(delta=delta, finish_reason=reason)
+    def _chunk(self, choice: ChunkChoice) -> bytes:
+        return self._chunks([choice], self._no_usage)
+
+    def _chunks(self, choices: list[ChunkChoice], usage: Usage | UnsetType | None) -> bytes:
         return _encode(
             ChatChunk(
-                id=self._id, created=self._created, model=self._model, choices=[choice], usage=self._no_usage
+                id=self._id,
+                created=self._created,
+                model=self._asked.model,
+                choices=choices,
+                usage=usage,
+                service_tier=self._tier,
             )
         )
+
+
+def _delta(fragment: Fragment) -> Delta:
+    if isinstance(fragment, Content):
+        return Delta(content=fragment.text)
+    if isinstance(fragment, Reasoning):
+        return Delta(reasoning_content=fragment.text)
+    raise NotImplementedError
+
+
+def _message(answer: Collected) -> AnswerMessage:
+    return AnswerMessage(
+        content=answer.text_of(Content), reasoning_content=answer.text_of(Reasoning) or UNSET
+    )
 
 
 class CompletionShape:
     """text_completion, whole and streamed."""
 
-    def __init__(self, model: str, *, include_usage: bool) -> None:
-        self._model = model
+    def __init__(self, asked: Asked, echoes: Sequence[Echo | None], num_choices: int) -> None:
+        """`echoes`: by prompt, what is repeated of it; each prompt has `num_choices` answers."""
+        self._asked = asked
+        self._echoes = echoes
+        self._num_choices = num_choices
         self._id = new_id("cmpl")
         self._created = int(time.time())
-        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._no_usage: UnsetType | None = None if asked.include_usage else UNSET
+        self._tier = asked.service_tier or UNSET
+        self._builders: dict[int, CompletionLogprobsBuilder] = {}
 
-    def opening(self) -> None:
-        """A text completion opens with its text."""
+    def opening(self, choice: int) -> Iterator[tuple[Event, bytes]]:
+        """A text completion opens with its text, which may be the prompt's."""
+        echo = self._echo(choice)
+        if echo is not None:
+            logprobs = None if self._asked.logprobs is None else self._builder(choice).build(echo.logprobs())
+            yield (
+                Event.CONTENT,
+                self._event(CompletionChoice(index=choice, text=echo.text, logprobs=logprobs)),
+            )
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, choice: int, piece: Piece) -> Iterator[bytes]:
         """See Shape."""
-        return self._completion([CompletionChoice(text=text)], self._no_usage)
+        text = "".join(fragment.text for fragment in piece.fragments if isinstance(fragment, Content))
+        if text or piece.logprobs is not None:
+            logprobs = None if piece.logprobs is None else self._builder(choice).build([piece.logprobs])
+            yield self._event(CompletionChoice(index=choice, text=text, logprobs=logprobs))
 
-    def finish(self, reason: str) -> bytes:
+    def finish(self, choice: int, reason: str) -> bytes:
         """See Shape."""
-        return self._completion([CompletionChoice(text="", finish_reason=reason)], self._no_usage)
+        return self._event(CompletionChoice(index=choice, text="", finish_reason=reason))
 
     def usage(self, usage: Usage) -> bytes:
         """See Shape."""
         return self._completion([], usage)
 
-    def whole(self, text: str, reason: str, usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Collected], usage: Usage) -> bytes:
         """See Shape."""
-        return self._completion([CompletionChoice(text=text, finish_reason=reason)], usage)
+        return self._completion([self._answer(answer) for answer in answers], usage)
+
+    def _answer(self, answer: Collected) -> CompletionChoice:
+        echo, text = self._echo(answer.index), answer.text_of(Content)
+        logprobs: CompletionLogprobs | None = None
+        if self._asked.logprobs is not None:
+            before = () if echo is None else echo.logprobs()
+            logprobs = self._builder(answer.index).build((*before, *answer.logprobs))
+        return CompletionChoice(
+            index=answer.index,
+            text=text if echo is None else echo.text + text,
+            finish_reason=answer.finish_reason,
+            logprobs=logprobs,
+        )
+
+    def _echo(self, choice: int) -> Echo | None:
+        return self._echoes[choice // self._num_choices]
+
+    def _builder(self, choice: int) -> CompletionLogprobsBuilder:
+        if choice not in self._builders:
+            with_top = bool(self._asked.logprobs)
+            self._builders[choice] = CompletionLogprobsBuilder(self._asked.tokenizer, with_top=with_top)
+        return self._builders[choice]
+
+    def _event(self, choice: CompletionChoice) -> bytes:
+        return self._completion([choice], self._no_usage)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> bytes:
         return _encode(
-            Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+            Completion(
+                id=self._id,
+                created=self._created,
+                model=self._asked.model,
+                choices=choices,
+                usage=usage,
+                service_tier=self._tier,
+            )
         )

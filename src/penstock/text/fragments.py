@@ -1,4 +1,4 @@
-"""What an answer's text is made of: content, reasoning, tool calls; and the contract of what tells them apart."""
+"""What an answer's text is made of: content, reasoning, tool calls; and what tells them apart."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ Fragment = Content | Reasoning | CallStart | CallArguments
 class OutputParser(Protocol):
     """Takes an answer apart as it comes.
 
-    The fragments, adjacent ones of a kind joined, do not depend on how the text was cut into pieces. Text that
-    is no well-formed call comes out as content, unchanged.
+    The fragments, adjacent ones of a kind joined, do not depend on how the text was cut into pieces. Text
+    that is no well-formed call comes out as content, unchanged.
     """
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from penstock.base.errors import CheckpointError
+from penstock.text.token_bytes import token_bytes
 
 # Around the index of a text that was taken out of a prompt; Unicode noncharacters, so no valid text has them.
 OPEN_MARK, CLOSE_MARK = "\ufdd0", "\ufdd1"
@@ -46,6 +47,7 @@ class Tokenizer:
         self._literal_ids = self._spell_out(self.special_tokens)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special_ids = frozenset(self.special_tokens.values())
+        self._is_byte_level = "ByteLevel" in repr(self._encoder.decoder)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self.longest_token = max(map(len, self._encoder.get_vocab(with_added_tokens=True)), default=1)
         """Characters that one token covers at most."""
@@ -94,6 +96,21 @@ class Tokenizer:
     def has_text(self, token: int) -> bool:
         """False for special tokens and for ids of the model's that the tokenizer does not have."""
         return token not in self._special_ids and self._encoder.id_to_token(token) is not None
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, of special ones too; none for an id that the tokenizer does not have."""
+        piece = self._encoder.id_to_token(token)
+        if piece is None:
+            return b""
+        if token in self._special_ids:
+            return str(piece).encode()
+        return token_bytes(piece, is_byte_level=self._is_byte_level)
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """The text of token ids as they are, each by itself: no decoder's rules about a text's beginning."""
+        return b"".join(self.token_bytes(token) for token in ids if self.has_text(token)).decode(
+            errors="replace"
+        )
 
     def _spell_out(self, specials: Iterable[str]) -> dict[str, list[int]]:
         """The ids of special tokens that are written as text."""

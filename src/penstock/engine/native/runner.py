@@ -88,7 +88,6 @@ class NativeRunner:
         )
         return torch.from_numpy(logits)
 
-
     def logits(self, start: int, end: int) -> Tensor:
         """See StepView."""
         rows = np.arange(start, end, dtype=np.int32)
