@@ -50,12 +50,14 @@ def build_core(
     num_blocks: int = 256,
     max_sequences: int = 16,
     max_batch_tokens: int = 64,
+    draft_rows: int = 0,
     kernels: str = "torch",
     **changes: Any,
 ) -> EngineCore:
     """An engine core over a checkpoint, with everything that scheduling depends on in the open."""
     memory = plan_for(directory, block_size=block_size, num_blocks=num_blocks, kernels=kernels, **changes)
-    limits = Limits(max_sequences, max_batch_tokens, min(memory.max_model_len, num_blocks * block_size))
+    max_model_len = min(memory.max_model_len, num_blocks * block_size)
+    limits = Limits(max_sequences, max_batch_tokens, max_model_len, draft_rows)
     return EngineCore(load_runner(directory, memory, threads=1), limits, num_blocks, block_size)
 
 

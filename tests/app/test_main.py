@@ -66,6 +66,7 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
     settings = EngineSettings(
         model=str(tmp_path), dtype="bfloat16", device="cpu", threads=3, max_model_len=77, max_sequences=5,
         max_waiting=6, max_batch_tokens=99, block_size=8, prefix_cache=False, decode_slowdown=3.0,
+        draft_rows=5,
         kv_cache_mb=12, step_timeout_s=0.5, quantize="int4", kv_dtype="int8", kernels="torch",
         kernel_cache="/somewhere else",
     )  # fmt: skip

@@ -118,6 +118,9 @@ def engine(
     decode_slowdown: Annotated[
         float, typer.Option(help="Longest step with prompts in it, in times its decodes alone; 0: any.")
     ] = 2.5,
+    draft_rows: Annotated[
+        int, typer.Option(help="Rows of a step that only decodes, guessed tokens included; 0: no guesses.")
+    ] = 12,
     kv_cache_mb: Annotated[int, typer.Option(help="KV pool, MiB; 0: chosen from model and memory.")] = 0,
     step_timeout_s: Annotated[
         float, typer.Option(help="A step that takes longer is stuck and ends the process; 0: never.")

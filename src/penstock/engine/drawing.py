@@ -36,6 +36,7 @@ def forbid(logits: Tensor, masks: Mask) -> None:
     logits.masked_fill_(~allowed, float("-inf"))
 
 
+@torch.inference_mode()
 def draw(plan: StepPlan, logits: Tensor, sampler: Sampler, forbid: Forbid = forbid) -> Drawn:
     """Draws a token for every row of `logits`, float32 (rows that draw, vocab_size), which it may change."""
     params: list[SamplingParams] = []

@@ -61,6 +61,13 @@ class EngineSettings(BaseModel):
         description="how many times as long as its decodes alone a step may take when it computes "
         "prompts too; 0: no such bound",
     )
+    draft_rows: int = Field(
+        12,
+        ge=0,
+        le=256,
+        description="speculation by prompt lookup while a step decodes only: rows up to which it carries "
+        "decodes and guesses; 0: off",
+    )
     kv_cache_mb: int = Field(
         0,
         ge=0,

@@ -65,7 +65,9 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
             f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
         ) from error
     native = None if compute.kernels is None else NativeSampler(compute.kernels, threads)
-    limits = Limits(settings.max_sequences, settings.max_batch_tokens, memory.max_model_len)
+    limits = Limits(
+        settings.max_sequences, settings.max_batch_tokens, memory.max_model_len, settings.draft_rows
+    )
     core = EngineCore(
         runner,
         limits,
