@@ -12,9 +12,9 @@ import torch
 from penstock.base.errors import CheckpointError, ConfigurationError
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
-from penstock.engine.core import EngineCore
+from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.drawing import forbid
-from penstock.engine.memory import plan_memory
+from penstock.engine.memory import MemoryPlan, plan_memory
 from penstock.engine.native.build import load_kernels
 from penstock.engine.native.sampler import NativeSampler
 from penstock.engine.plan import Limits
@@ -64,20 +64,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         raise ConfigurationError(
             f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
         ) from error
-    native = None if compute.kernels is None else NativeSampler(compute.kernels, threads)
-    limits = Limits(
-        settings.max_sequences, settings.max_batch_tokens, memory.max_model_len, settings.draft_rows
-    )
-    core = EngineCore(
-        runner,
-        limits,
-        memory.num_blocks,
-        memory.block_size,
-        prefix_cache=settings.prefix_cache,
-        decode_slowdown=settings.decode_slowdown,
-        sampler=native or sample,
-        forbid=forbid if native is None else native.forbid,
-    )
+    core = _build_core(settings, memory, runner, threads)
     _warm_up(core)
     logger.info(
         "model loaded",
@@ -97,6 +84,26 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         service=EngineService(core, settings.max_sequences + settings.max_waiting),
         max_model_len=memory.max_model_len,
         vocab_size=spec.vocab_size,
+    )
+
+
+def _build_core(
+    settings: EngineSettings, memory: MemoryPlan, runner: ForwardPass, threads: int
+) -> EngineCore:
+    kernels = memory.compute.kernels
+    native = None if kernels is None else NativeSampler(kernels, threads)
+    limits = Limits(
+        settings.max_sequences, settings.max_batch_tokens, memory.max_model_len, settings.draft_rows
+    )
+    return EngineCore(
+        runner,
+        limits,
+        memory.num_blocks,
+        memory.block_size,
+        prefix_cache=settings.prefix_cache,
+        decode_slowdown=settings.decode_slowdown,
+        sampler=native or sample,
+        forbid=forbid if native is None else native.forbid,
     )
 
 
