@@ -50,10 +50,19 @@ class ScriptedForward:
         self._begun = threading.Semaphore(0)
         self._allowed = threading.Semaphore(0)
         self._is_held = False
+        self._paused_at: int | None = None
+        self._tell_paused: Callable[[], object] = lambda: None
 
     def hold(self) -> None:
         """From now on every step waits."""
         self._is_held = True
+
+    def pause(self, step: int) -> asyncio.Event:
+        """Holds from that step on, counted from 0; the event is set when it has come."""
+        loop, reached = asyncio.get_running_loop(), asyncio.Event()
+        self._paused_at = len(self.ran) + step
+        self._tell_paused = lambda: loop.call_soon_threadsafe(reached.set)
+        return reached
 
     def let(self, steps: int = 1000) -> None:
         """Allows this many steps."""
@@ -65,6 +74,9 @@ class ScriptedForward:
 
     def run(self, plan: StepPlan) -> Tensor:
         """See ForwardPass."""
+        if len(self.ran) == self._paused_at:
+            self._is_held = True
+            self._tell_paused()
         self.ran.append([chunk.sequence.id for chunk in plan.chunks])
         if self._is_held:
             self._begun.release()
@@ -81,6 +93,10 @@ class ScriptedForward:
         logits = torch.full((len(rows), self._tokenizer.vocab_size), -torch.inf)
         logits[torch.arange(len(rows)), torch.tensor(rows, dtype=torch.int64)] = 0.0
         return logits
+
+    def logits(self, start: int, end: int) -> Tensor:
+        """See StepView: of prompts, every token is as likely as any."""
+        return torch.zeros(end - start, self._tokenizer.vocab_size)
 
 
 class Desk:

@@ -89,7 +89,7 @@ def test_illegal_streams_are_stopped_at_the_last_event(events: str) -> None:
 
 def test_choices_run_side_by_side_and_the_stream_ends_with_the_last() -> None:
     """Each has its own order; usage and the end belong to all."""
-    order = StreamOrder(2)
+    order = StreamOrder([True, True])
     for event, choice in ((Event.ROLE, 1), (Event.CONTENT, 1), (Event.ROLE, 0), (Event.FINISH, 1)):
         assert order.advance(event, choice) is State.OPEN
     for event, choice in ((Event.ROLE, 0), (Event.CONTENT, 1), (Event.USAGE, 0), (Event.DONE, 0)):

@@ -9,7 +9,7 @@ import pytest
 from byte_tokenizer import byte_level, write_tokenizer
 from penstock.base.errors import ClientGoneError, EngineError, InternalError, KVCapacityError
 from penstock.engine.sequence import FinishReason, Output
-from penstock.replica.generation import Generation
+from penstock.replica.generation import Generation, Piece
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -30,9 +30,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(write_tokenizer(byte_level(), tmp_path_factory.mktemp("tokenizer")))
 
 
-def generation(tokenizer: Tokenizer, *outputs: Output, stops: tuple[str, ...] = ()) -> Generation:
+class Run(Generation):
+    """A generation over given outputs."""
+
+    outputs: Outputs
+
+    async def pieces(self) -> AsyncIterator[Piece]:  # type: ignore[override]
+        """Its pieces."""
+        async for piece in super().pieces(self.outputs):  # type: ignore[arg-type]
+            yield piece
+
+
+def generation(tokenizer: Tokenizer, *outputs: Output, stops: tuple[str, ...] = ()) -> Run:
     """A generation over these outputs."""
-    return Generation(Outputs(*outputs), tokenizer, stops)  # type: ignore[arg-type]
+    run = Run(tokenizer, stops)
+    run.outputs = Outputs(*outputs)
+    return run
 
 
 async def collect(generation: Generation, into: list[str]) -> None:

@@ -7,9 +7,11 @@
     │   ├── UnknownParameterError    a field nobody knows                            400
     │   ├── ContextLengthError       prompt longer than the model's context          400
     │   ├── ModelNotFoundError       no such model                                   404
+    │   ├── RequestNotFoundError     no such request runs here                       404
     │   ├── RouteNotFoundError       no such path                                    404
     │   ├── MethodNotAllowedError    path exists, method does not                    405
     │   ├── RequestTimeoutError      the body did not arrive in time                 408
+    │   ├── MovedError               it goes on in another engine                    409
     │   ├── BodyTooLargeError        body over the configured limit                  413
     │   └── ClientGoneError          the client left before its answer               499
     ├── CapacityError            we are whole but cannot do this now                429, 503, 504
@@ -92,6 +94,13 @@ class ModelNotFoundError(ClientError):
     """The request names a model that this server does not serve."""
 
     code = "model_not_found"
+    status = 404
+
+
+class RequestNotFoundError(ClientError):
+    """The request that another one is about does not run here, or does not run any more."""
+
+    code = "request_not_found"
     status = 404
 
 

@@ -67,6 +67,11 @@ class TokenStream:
         return self._sequence.readout
 
     @property
+    def num_generated(self) -> int:
+        """Tokens that the engine has drawn, some of which may not have been read here yet."""
+        return self._sequence.num_generated
+
+    @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were found in the prefix cache; holds from the first output on."""
         return self._sequence.num_cached_tokens or 0

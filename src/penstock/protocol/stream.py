@@ -21,6 +21,7 @@ states: a stream reaches exactly one of them, once, and nothing follows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 
@@ -72,11 +73,12 @@ class IllegalOrderError(ValueError):
 class StreamOrder:
     """Follows one stream of one or several choices through the tables."""
 
-    def __init__(self, num_choices: int = 1) -> None:
-        self.state = State.OPEN
+    def __init__(self, are_open: Sequence[bool] = (True,)) -> None:
+        """`are_open`: by choice, whether its events are still to come."""
+        self._choices = [State.START if is_open else State.FINISHED for is_open in are_open]
+        self._num_open = sum(are_open)
+        self.state = State.OPEN if self._num_open else State.FINISHED
         """Of the stream as a whole."""
-        self._choices = [State.START] * num_choices
-        self._num_open = num_choices
 
     def advance(self, event: Event, choice: int = 0) -> State:
         """Takes one event, of `choice` if it is of one; returns the stream's state.

@@ -7,22 +7,25 @@ stream of tokens. Choices run side by side; one that fails ends the request, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from penstock.asgi.exchange import Exchange, unless_gone
-from penstock.base.errors import PenstockError
-from penstock.engine.sampling import Constraint, SamplingParams
+from penstock.base.errors import MovedError, PenstockError
+from penstock.engine.sampling import Constraint, SamplingParams, TokenLogprobs
 from penstock.engine.service import Options, TokenStream
 from penstock.protocol import sse
 from penstock.protocol.envelope import encode_error
 from penstock.protocol.stream import Event, StreamOrder
 from penstock.protocol.usage import Usage
-from penstock.replica.generation import Generation
+from penstock.replica.generation import Generation, Piece
 from penstock.replica.model import ServedModel
-from penstock.replica.shapes import Collected, Shape
+from penstock.replica.shapes import Asked, Collected, Shape
 from penstock.text.fragments import OutputParser
+
+DialectName = Literal["chat", "completions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,25 @@ class Prompt:
     new_constraint: Callable[[], Constraint] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What another engine has done of one answer."""
+
+    tokens: Sequence[int]
+    """Those that are text."""
+    logprobs: Sequence[tuple[int, TokenLogprobs]] = ()
+    num_tokens: int | None = None
+    """Tokens that count; None: those above."""
+    finish_reason: str | None = None
+    """Set if it is complete."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A request, read and checked."""
 
+    endpoint: DialectName
+    asked: Asked
     prompts: Sequence[Prompt]
     num_choices: int
     """Answers to each prompt."""
@@ -48,26 +66,52 @@ class Job:
     streams: bool
     include_usage: bool
     log_fields: Mapping[str, str]
+    resumed: Sequence[Resumed] = ()
+    """What another engine has done of it, one for each choice; empty: nothing."""
     new_parser: Callable[[], OutputParser] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
     """One answer on its way."""
 
     index: int
-    stream: TokenStream
     generation: Generation
+    stream: TokenStream | None = None
+    """None before it is submitted, and if it was complete before."""
+    collected: Collected = field(init=False)
+    """What came of it, where it is not streamed."""
+
+    def __post_init__(self) -> None:
+        self.collected = Collected(self.index)
+
+    @property
+    def is_open(self) -> bool:
+        """True if more is to come."""
+        return self.generation.finish_reason is None
+
+    def pieces(self) -> AsyncIterator[Piece]:
+        """The answer as it becomes certain."""
+        assert self.stream is not None
+        return self.generation.pieces(self.stream)
 
 
-async def answer(exchange: Exchange, model: ServedModel, job: Job, on_token: Callable[[int], None]) -> None:
+async def answer(
+    exchange: Exchange,
+    model: ServedModel,
+    job: Job,
+    on_token: Callable[[int], None],
+    on_begin: Callable[[Sequence[Choice]], None] = lambda choices: None,
+) -> None:
     """Runs the job and answers the exchange; the engine lets go of it at the latest when this returns.
 
-    `on_token` is called with a choice's index at each of its tokens.
+    `on_begin` is called with its choices when they are submitted, `on_token` with a choice's index at each of
+    its tokens.
     """
 
     async def generate() -> None:
         async with _choices(model, job) as choices:
+            on_begin(choices)
             try:
                 await (_stream if job.streams else _whole)(exchange, job, choices, on_token)
             finally:
@@ -87,18 +131,52 @@ async def answer(exchange: Exchange, model: ServedModel, job: Job, on_token: Cal
 @asynccontextmanager
 async def _choices(model: ServedModel, job: Job) -> AsyncIterator[list[Choice]]:
     """Every answer of the job, running; the engine lets go of them at the end of the block."""
-    model.service.refuse_if_full(len(job.prompts) * job.num_choices)
-    choices: list[Choice] = []
+    choices = [_begin(model, job, index) for index in range(len(job.prompts) * job.num_choices)]
+    model.service.refuse_if_full(sum(choice.is_open for choice in choices))
     async with AsyncExitStack() as stack:
-        for prompt in job.prompts:
-            for stream in model.service.submit_group(
-                prompt.tokens, prompt.samplings, new_constraint=prompt.new_constraint, **prompt.options
-            ):
-                await stack.enter_async_context(stream)
-                parser = None if job.new_parser is None else job.new_parser()
-                generation = Generation(stream, model.tokenizer, job.stops, parser)
-                choices.append(Choice(len(choices), stream, generation))
+        for index, prompt in enumerate(job.prompts):
+            first = index * job.num_choices
+            for choice in _submit(model, prompt, choices[first : first + job.num_choices]):
+                assert choice.stream is not None
+                await stack.enter_async_context(choice.stream)
         yield choices
+
+
+def _begin(model: ServedModel, job: Job, index: int) -> Choice:
+    """A choice that has taken in what another engine has done of it."""
+    parser = None if job.new_parser is None else job.new_parser()
+    choice = Choice(index, Generation(model.tokenizer, job.stops, parser))
+    if job.resumed:
+        before = job.resumed[index]
+        choice.collected.add(Piece(choice.generation.resume(before.tokens)))
+        choice.collected.logprobs += before.logprobs
+        if before.num_tokens is not None:
+            choice.generation.num_tokens = before.num_tokens
+        if before.finish_reason is not None:
+            choice.generation.finish_reason = before.finish_reason
+        choice.collected.finish_reason = choice.generation.finish_reason
+    return choice
+
+
+def _submit(model: ServedModel, prompt: Prompt, choices: Sequence[Choice]) -> Iterator[Choice]:
+    """Submits a prompt for those of its choices that are not complete, and gives these."""
+    if not any(choice.generation.tokens or not choice.is_open for choice in choices):
+        streams = model.service.submit_group(
+            prompt.tokens, prompt.samplings, new_constraint=prompt.new_constraint, **prompt.options
+        )
+        for choice, stream in zip(choices, streams, strict=True):
+            choice.stream = stream
+            yield choice
+        return
+    for choice, sampling in zip(choices, prompt.samplings, strict=True):
+        if choice.is_open:
+            before = choice.generation.tokens
+            options = prompt.options.copy()
+            options["num_resumed"] = len(before)
+            (choice.stream,) = model.service.submit_group(
+                [*prompt.tokens, *before], [sampling], new_constraint=prompt.new_constraint, **options
+            )
+            yield choice
 
 
 def _usage(job: Job, choices: Sequence[Choice]) -> Usage:
@@ -107,7 +185,7 @@ def _usage(job: Job, choices: Sequence[Choice]) -> Usage:
     return Usage.of(
         sum(len(prompt.tokens) for prompt in job.prompts),
         sum(choice.generation.num_tokens for choice in choices),
-        sum(choice.stream.num_cached_tokens for choice in first),
+        sum(choice.stream.num_cached_tokens for choice in first if choice.stream is not None),
     )
 
 
@@ -129,17 +207,15 @@ async def _for_each(
 async def _whole(
     exchange: Exchange, job: Job, choices: Sequence[Choice], on_token: Callable[[int], None]
 ) -> None:
-    answers = [Collected(choice.index) for choice in choices]
-
     async def collect(choice: Choice) -> None:
-        collected = answers[choice.index]
-        async for piece in choice.generation.pieces():
+        async for piece in choice.pieces():
             on_token(choice.index)
-            collected.add(piece)
-        assert choice.generation.finish_reason is not None
-        collected.finish_reason = choice.generation.finish_reason
+            choice.collected.add(piece)
+        choice.collected.finish_reason = choice.generation.finish_reason
 
-    await _for_each(choices, collect)
+    await _for_each([choice for choice in choices if choice.is_open], collect)
+    _refuse_moved(choices)
+    answers = [choice.collected for choice in choices]
     await exchange.respond(200, job.shape.whole(answers, _usage(job, choices)))
 
 
@@ -147,25 +223,28 @@ async def _stream(
     exchange: Exchange, job: Job, choices: Sequence[Choice], on_token: Callable[[int], None]
 ) -> None:
     """The head waits for the first token, so that what fails before it has a status of its own."""
-    writer = _EventWriter(exchange, len(choices))
+    writer = _EventWriter(exchange, [choice.is_open for choice in choices])
 
     async def relay(choice: Choice) -> None:
+        # The engine that had a request before has opened the answers of which it had a token.
+        opening = () if choice.generation.tokens else job.shape.opening(choice.index)
         is_open = False
-        async for piece in choice.generation.pieces():
+        async for piece in choice.pieces():
             on_token(choice.index)
             if not is_open:
                 is_open = True
                 await writer.open()
-                for event, data in job.shape.opening(choice.index):
+                for event, data in opening:
                     await writer.write(event, data, choice.index)
             for data in job.shape.piece(choice.index, piece):
                 await writer.write(Event.CONTENT, data, choice.index)
-        assert choice.generation.finish_reason is not None
-        last = job.shape.finish(choice.index, choice.generation.finish_reason)
-        await writer.write(Event.FINISH, last, choice.index)
+        if (reason := choice.generation.finish_reason) is not None:
+            await writer.write(Event.FINISH, job.shape.finish(choice.index, reason), choice.index)
 
     try:
-        await _for_each(choices, relay)
+        await _for_each([choice for choice in choices if choice.is_open], relay)
+        _refuse_moved(choices)
+        await writer.open()
         if job.include_usage:
             await writer.write(Event.USAGE, job.shape.usage(_usage(job, choices)))
         await writer.close()
@@ -178,12 +257,18 @@ async def _stream(
         exchange.log_fields |= {"error": error.code, "message": error.message}
 
 
+def _refuse_moved(choices: Sequence[Choice]) -> None:
+    if any(choice.is_open for choice in choices):
+        raise MovedError("the request goes on in another engine")
+
+
 class _EventWriter:
     """Writes events and holds itself to the legal order."""
 
-    def __init__(self, exchange: Exchange, num_choices: int) -> None:
+    def __init__(self, exchange: Exchange, are_open: Sequence[bool]) -> None:
+        """`are_open`: by choice, whether its events are still to come."""
         self._exchange = exchange
-        self._order = StreamOrder(num_choices)
+        self._order = StreamOrder(are_open)
 
     async def open(self) -> None:
         """Sends the head, unless another choice has."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from penstock.base.errors import ClientGoneError, InternalError, MovedError
+from penstock.base.errors import ClientGoneError, InternalError
 from penstock.engine.sampling import TokenLogprobs
 from penstock.engine.sequence import FinishReason, Output
-from penstock.engine.service import TokenStream
 from penstock.text.detokenizer import Decodes, Detokenizer, StopMatcher
 from penstock.text.fragments import Content, Fragment, OutputParser
 
@@ -28,41 +27,46 @@ class Generation:
     """Pieces of an answer in order; then `finish_reason` and `num_tokens` hold."""
 
     def __init__(
-        self,
-        stream: TokenStream,
-        tokenizer: Decodes,
-        stops: Sequence[str] = (),
-        parser: OutputParser | None = None,
+        self, tokenizer: Decodes, stops: Sequence[str] = (), parser: OutputParser | None = None
     ) -> None:
         """Without a `parser` all text is content."""
-        self._stream = stream
         self._detokenizer = Detokenizer(tokenizer)
         self._matcher = StopMatcher(stops)
         self._parser = parser
         self.num_tokens = 0
         """Tokens so far; an end token counts, tokens computed after a stop string do not."""
+        self.tokens: list[int] = []
+        """The tokens that are text."""
         self.finish_reason: str | None = None
+        """Set with the last piece; None after it means that the request goes on in another engine."""
 
-    def resume(self, tokens: Sequence[int]) -> None:
-        """Takes in the tokens that another engine has generated, whose text was delivered there."""
+    def resume(self, tokens: Sequence[int]) -> list[Fragment]:
+        """Takes in the tokens that another engine has generated; gives what was said there.
+
+        If a stop string is among it, `finish_reason` is set and nothing is to follow.
+        """
+        fragments: list[Fragment] = []
         for token in tokens:
-            self._take(token)
+            fragments += self._take(token)
+            if self._is_stopped():
+                self._end("stop", fragments)
+                break
+        return fragments
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self, outputs: AsyncIterable[Output]) -> AsyncIterator[Piece]:
         """The answer as it becomes certain, a piece for every token.
 
         Raises:
             EngineError: the engine failed on this request.
             ClientGoneError: the request was cancelled.
-            MovedError: it goes on in another engine.
         """
-        async for output in self._stream:
+        async for output in outputs:
             if output.error is not None:  # first: a piece before it would open the answer
                 raise output.error
             if output.finish is FinishReason.CANCELLED:
                 raise ClientGoneError("the request was cancelled")
             if output.finish is FinishReason.MOVED:
-                raise MovedError("the request goes on in another engine")
+                return
             yield self._piece(output)
             if self.finish_reason is not None:
                 return
@@ -89,6 +93,7 @@ class Generation:
 
     def _take(self, token: int) -> list[Fragment]:
         self.num_tokens += 1
+        self.tokens.append(token)
         return self._parse(self._matcher.push(self._detokenizer.push(token)))
 
     def _parse(self, text: str) -> list[Fragment]:

@@ -1,21 +1,26 @@
-"""/v1/chat/completions and /v1/completions: from a request's bytes to a job, and its answer."""
+"""What generates text, chat and text completions: from a request's bytes to a job, and its answer."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Sequence
 
 from penstock.asgi.application import Endpoint
 from penstock.asgi.exchange import Exchange
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import InvalidRequestError
+from penstock.base.ids import new_id
 from penstock.engine.prompt_logprobs import PromptLogprobs
 from penstock.engine.sequence import Priority
 from penstock.engine.service import Options
 from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import CompletionRequest, read_completion_request
 from penstock.protocol.generation import GenerationRequest
-from penstock.replica.answer import Job, Prompt, answer
+from penstock.replica.answer import DialectName, Job, Prompt, answer
 from penstock.replica.echo import Echo
+from penstock.replica.handoff import LiveRequests, State, read_export_request, read_state
 from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
 from penstock.replica.request_timeout import read_request_timeout
@@ -38,39 +43,62 @@ class GenerationEndpoints:
         self._model = model
         self._limits = limits
         self._meters = meters
+        self._live = LiveRequests(model.service)
 
     def table(self) -> dict[tuple[str, str], Endpoint]:
         """The endpoints, for an application's table."""
         return {
             ("POST", "/v1/chat/completions"): Endpoint(self._chat),
             ("POST", "/v1/completions"): Endpoint(self._complete),
+            ("POST", "/v1/handoff/export"): Endpoint(self._export, is_work=False),
+            ("POST", "/v1/handoff/resume"): Endpoint(self._resume),
         }
 
     async def _chat(self, exchange: Exchange) -> None:
         arrival, options = self._arrive(exchange)
-        request = read_chat_request(await self._body(exchange))
+        body = await self._body(exchange)
+        request = read_chat_request(body)
         self._admit(request, 1)
         # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
         tokens = await asyncio.to_thread(self._encode_chat, request)
-        shape = ChatShape(self._asked(request, request.num_logprobs))
-        prompt = self._prompt(request, tokens, options, request.num_logprobs)
-        await self._answer(exchange, self._job(request, [prompt], shape), arrival)
+        job = self._chat_job(request, tokens, options)
+        await self._answer(exchange, job, arrival, body)
 
     async def _complete(self, exchange: Exchange) -> None:
         arrival, options = self._arrive(exchange)
-        request = read_completion_request(await self._body(exchange))
+        body = await self._body(exchange)
+        request = read_completion_request(body)
         self._admit(request, len(request.prompts))
         encoded = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in request.prompts])
-        echoes = [
-            self._echo(request, prompt, tokens)
-            for prompt, tokens in zip(request.prompts, encoded, strict=True)
-        ]
-        prompts = [
-            self._prompt(request, tokens, _with_readout(options, echo), request.num_logprobs)
-            for tokens, echo in zip(encoded, echoes, strict=True)
-        ]
-        shape = CompletionShape(self._asked(request, request.num_logprobs), echoes, request.num_choices)
-        await self._answer(exchange, self._job(request, prompts, shape), arrival)
+        job = self._completion_job(request, encoded, options)
+        await self._answer(exchange, job, arrival, body)
+
+    async def _export(self, exchange: Exchange) -> None:
+        """Ends a running request here; the answer is its state."""
+        asked = read_export_request(await self._body(exchange))
+        await exchange.respond(200, await self._live.export(asked.request_id))
+
+    async def _resume(self, exchange: Exchange) -> None:
+        """Goes on with a request of another engine; the answer is what its client has not got yet."""
+        arrival, _ = self._arrive(exchange)
+        state = read_state(await self._body(exchange))
+        options: Options = {"deadline": arrival + (state.remaining_s or math.inf)}
+        body = bytes(state.request)
+        for tokens in (*state.prompts, *(one.tokens for one in state.answers)):
+            self._model.check_tokens(tokens, "tokens")
+        if state.endpoint == "chat":
+            chat = read_chat_request(body)
+            self._admit(chat, 1)
+            job = self._chat_job(chat, state.prompts[0], options, state)
+        else:
+            completion = read_completion_request(body)
+            self._admit(completion, len(state.prompts))
+            job = self._completion_job(completion, state.prompts, options, state)
+        if len(state.answers) != len(job.prompts) * job.num_choices:
+            raise InvalidRequestError(
+                "'answers' needs an entry for every answer of the request", param="answers"
+            )
+        await self._answer(exchange, job, arrival, body)
 
     def _arrive(self, exchange: Exchange) -> tuple[float, Options]:
         """When the request arrived, and its deadline."""
@@ -82,25 +110,79 @@ class GenerationEndpoints:
         self._model.check_name(request.model)
         self._model.service.refuse_if_full(num_prompts * request.num_choices)
 
-    def _asked(self, request: GenerationRequest, logprobs: int | None) -> Asked:
+    def _chat_job(
+        self, request: ChatRequest, tokens: list[int], options: Options, state: State | None = None
+    ) -> Job:
+        asked = self._asked(request, request.num_logprobs, "chatcmpl", state)
+        prompts = self._prompts(request, [(tokens, options)], request.num_logprobs, state)
+        return self._job(request, "chat", prompts, ChatShape(asked), asked, state)
+
+    def _completion_job(
+        self,
+        request: CompletionRequest,
+        encoded: list[list[int]],
+        options: Options,
+        state: State | None = None,
+    ) -> Job:
+        if len(encoded) != len(request.prompts):
+            raise InvalidRequestError(
+                "'prompts' needs an entry for every prompt of the request", param="prompts"
+            )
+        asked = self._asked(request, request.num_logprobs, "cmpl", state)
+        echoes = [
+            self._echo(request, prompt, tokens)
+            for prompt, tokens in zip(request.prompts, encoded, strict=True)
+        ]
+        given = [(tokens, _with_readout(options, echo)) for tokens, echo in zip(encoded, echoes, strict=True)]
+        prompts = self._prompts(request, given, request.num_logprobs, state)
+        shape = CompletionShape(asked, echoes, request.num_choices)
+        return self._job(request, "completions", prompts, shape, asked, state)
+
+    def _asked(
+        self, request: GenerationRequest, logprobs: int | None, prefix: str, state: State | None
+    ) -> Asked:
         return Asked(
             model=request.model,
             tokenizer=self._model.tokenizer,
+            id=new_id(prefix) if state is None else state.id,
+            created=int(time.time()) if state is None else state.created,
             include_usage=request.includes_usage,
             logprobs=logprobs,
             service_tier=request.service_tier,
         )
 
-    def _prompt(
-        self, request: GenerationRequest, tokens: list[int], options: Options, logprobs: int | None
-    ) -> Prompt:
+    def _prompts(
+        self,
+        request: GenerationRequest,
+        given: Sequence[tuple[list[int], Options]],
+        logprobs: int | None,
+        state: State | None,
+    ) -> list[Prompt]:
         urgency = request.urgency
         priority = Priority.HIGH if urgency < 0 else Priority.LOW if urgency else Priority.NORMAL
         more: Options = {"priority": priority, "cache_salt": request.cache_salt or ""}
-        return Prompt(tokens, self._model.samplings(request, len(tokens), logprobs), {**options, **more})
+        prompts = []
+        for index, (tokens, options) in enumerate(given):
+            samplings = self._model.samplings(request, len(tokens), logprobs)
+            if state is not None:
+                samplings = self._model.resumed_samplings(
+                    samplings, len(tokens), state.seed, state.max_tokens[index]
+                )
+            prompts.append(Prompt(tokens, samplings, {**options, **more}))
+        return prompts
 
-    def _job(self, request: GenerationRequest, prompts: list[Prompt], shape: Shape) -> Job:
+    def _job(
+        self,
+        request: GenerationRequest,
+        endpoint: DialectName,
+        prompts: list[Prompt],
+        shape: Shape,
+        asked: Asked,
+        state: State | None,
+    ) -> Job:
         return Job(
+            endpoint=endpoint,
+            asked=asked,
             prompts=prompts,
             num_choices=request.num_choices,
             stops=request.stop_strings,
@@ -108,10 +190,12 @@ class GenerationEndpoints:
             streams=bool(request.stream),
             include_usage=request.includes_usage,
             log_fields=request.log_fields,
+            resumed=() if state is None else [one.resumed() for one in state.answers],
         )
 
-    async def _answer(self, exchange: Exchange, job: Job, arrival: float) -> None:
-        await answer(exchange, self._model, job, self._meters.begin(arrival))
+    async def _answer(self, exchange: Exchange, job: Job, arrival: float, body: bytes) -> None:
+        with self._live.hold(exchange.request_id, job, body) as live:
+            await answer(exchange, self._model, job, self._meters.begin(arrival), live.begin)
 
     def _encode_chat(self, request: ChatRequest) -> list[int]:
         if self._model.template is None:

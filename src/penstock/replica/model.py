@@ -150,6 +150,25 @@ class ServedModel:
             for i in range(request.num_choices)
         ]
 
+    def resumed_samplings(
+        self, samplings: Iterable[SamplingParams], num_prompt_tokens: int, seed: int, max_tokens: int
+    ) -> list[SamplingParams]:
+        """The samplings of a request that began in another engine, with the seed and the limit it had there.
+
+        Raises:
+            ContextLengthError: it may become longer than this engine's context.
+        """
+        if num_prompt_tokens + max_tokens > self.max_model_len:
+            raise ContextLengthError(
+                f"the request may have {num_prompt_tokens} + {max_tokens} tokens; the context here is "
+                f"{self.max_model_len}",
+                param="max_tokens",
+            )
+        return [
+            dataclasses.replace(sampling, seed=seed + i, max_tokens=max_tokens)
+            for i, sampling in enumerate(samplings)
+        ]
+
     def _max_tokens(self, request: GenerationRequest, num_prompt_tokens: int) -> int:
         limit = request.limit
         room = self.max_model_len - num_prompt_tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +9,6 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from penstock.base.ids import new_id
 from penstock.engine.sampling import TokenLogprobs
 from penstock.protocol.chat import AnswerMessage, ChatChunk, ChatCompletion, Choice, ChunkChoice, Delta
 from penstock.protocol.completions import Completion, CompletionChoice, CompletionLogprobs
@@ -32,7 +30,7 @@ class Collected:
     index: int
     fragments: list[Fragment] = field(default_factory=list)
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
-    finish_reason: str = ""
+    finish_reason: str | None = None
 
     def add(self, piece: Piece) -> None:
         """Takes the next piece."""
@@ -75,6 +73,9 @@ class Asked:
 
     model: str
     tokenizer: Tokenizer
+    id: str
+    created: int
+    """Unix seconds."""
     include_usage: bool = False
     logprobs: int | None = None
     """Alternatives with log-probabilities; None: no log-probabilities."""
@@ -86,8 +87,6 @@ class ChatShape:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._id = new_id("chatcmpl")
-        self._created = int(time.time())
         self._no_usage: UnsetType | None = None if asked.include_usage else UNSET
         self._tier = asked.service_tier or UNSET
 
@@ -119,7 +118,7 @@ class ChatShape:
             Choice(
                 index=answer.index,
                 message=_message(answer),
-                finish_reason=answer.finish_reason,
+                finish_reason=answer.finish_reason or "",
                 logprobs=None
                 if self._asked.logprobs is None
                 else chat_logprobs(answer.logprobs, self._asked.tokenizer),
@@ -128,8 +127,8 @@ class ChatShape:
         ]
         return _encode(
             ChatCompletion(
-                id=self._id,
-                created=self._created,
+                id=self._asked.id,
+                created=self._asked.created,
                 model=self._asked.model,
                 choices=choices,
                 usage=usage,
@@ -143,8 +142,8 @@ class ChatShape:
     def _chunks(self, choices: list[ChunkChoice], usage: Usage | UnsetType | None) -> bytes:
         return _encode(
             ChatChunk(
-                id=self._id,
-                created=self._created,
+                id=self._asked.id,
+                created=self._asked.created,
                 model=self._asked.model,
                 choices=choices,
                 usage=usage,
@@ -175,8 +174,6 @@ class CompletionShape:
         self._asked = asked
         self._echoes = echoes
         self._num_choices = num_choices
-        self._id = new_id("cmpl")
-        self._created = int(time.time())
         self._no_usage: UnsetType | None = None if asked.include_usage else UNSET
         self._tier = asked.service_tier or UNSET
         self._builders: dict[int, CompletionLogprobsBuilder] = {}
@@ -238,8 +235,8 @@ class CompletionShape:
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> bytes:
         return _encode(
             Completion(
-                id=self._id,
-                created=self._created,
+                id=self._asked.id,
+                created=self._asked.created,
                 model=self._asked.model,
                 choices=choices,
                 usage=usage,
