@@ -20,7 +20,9 @@ from asgi_call import GUARD_S, Answer, Call
 from byte_tokenizer import CHATML, IM_END, MERGES, byte_level, write_tokenizer
 from penstock.asgi.drain import Drain
 from penstock.asgi.settings import HttpLimits
+from penstock.engine.compute import Compute
 from penstock.engine.core import EngineCore
+from penstock.engine.memory import MemoryPlan
 from penstock.engine.plan import Limits, StepPlan
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
@@ -31,6 +33,7 @@ from penstock.text.tokenizer import Tokenizer
 
 MODEL = "scripted"
 BLOCK_SIZE = 4
+COMPUTE = Compute(torch.device("cpu"), torch.float32, "float32", "float32")
 END = 256 + len(MERGES) + 2  # <|im_end|>
 FAIL = -1  # in a script: the step raises
 Script = Callable[[str], Sequence[int]]
@@ -192,6 +195,7 @@ async def replica(
         defaults=SamplingDefaults.of_checkpoint(directory),
         service=EngineService(core, max_requests),
         max_model_len=max_model_len,
+        memory=MemoryPlan(COMPUTE, num_blocks, BLOCK_SIZE, max_model_len, 0, 1, 0),
         vocab_size=tokenizer.vocab_size,
     )
     desk = Desk(model, forward, limits or HttpLimits())

@@ -134,8 +134,8 @@ class Storm:
         return Census(
             work=gateway["penstock_requests_running", "gateway"]
             + engine["penstock_requests_running", "engine"]
-            + engine["penstock_engine_sequences_running",]
-            + engine["penstock_engine_sequences_waiting",]
+            + sum(value for (name, *_), value in engine.items() if name == "vllm:num_requests_running")
+            + sum(value for (name, *_), value in engine.items() if name == "vllm:num_requests_waiting")
             + blocks["held"]
             + busy,
             num_blocks=sum(blocks.values()),

@@ -93,16 +93,16 @@ async def test_a_client_that_leaves_frees_its_sequence(service: RunningService, 
     engine_port = listening_port(service.child("engine"))
     body = json.dumps(ASK | {"stream": True, "max_tokens": 8000, "temperature": 0}).encode()
     async with asyncio.timeout(LIMIT_S), raw_client(engine_port) as engine:
-        made = await gauge(engine, "penstock_engine_generated_tokens_total")
+        made = await gauge(engine, "vllm:generation_tokens_total")
         async with raw_client(port) as client:
             await client.request(CHAT, body)
             assert (await client.head()).status == 200
             await client.piece()
-            assert await gauge(engine, "penstock_engine_sequences_running") == 1
+            assert await gauge(engine, "vllm:num_requests_running") == 1
             client.leave()
-        while await gauge(engine, "penstock_engine_sequences_running"):
+        while await gauge(engine, "vllm:num_requests_running"):
             pass
-        assert await gauge(engine, "penstock_engine_generated_tokens_total") - made < 4000
+        assert await gauge(engine, "vllm:generation_tokens_total") - made < 4000
         blocks = (await engine.ask("/metrics", method="GET")).body.decode()
         assert 'penstock_engine_kv_blocks{state="held"} 0.0' in blocks
 

@@ -258,7 +258,10 @@ async def test_metrics_parse_and_are_true(checkpoint: Path) -> None:
         answer = await desk.get("/metrics")
         assert answer.headers[b"content-type"].startswith(b"text/plain; version=0.0.4")
         families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
-        known = {metric.name.removesuffix("_total"): metric for metric in names.ALL}
+        known = {
+            metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name: metric
+            for metric in names.ALL
+        }
         for name, family in families.items():
             if name.endswith("_created"):  # the client library's own, one for each counter
                 continue
@@ -269,12 +272,22 @@ async def test_metrics_parse_and_are_true(checkpoint: Path) -> None:
             for family in families.values()
             for sample in family.samples
         }
-        assert values["penstock_engine_generated_tokens_total",] == 3 * len(HELLO)
-        hits = values["penstock_engine_prefix_hit_tokens_total",]
+        own = ("scripted", "0")
+        assert values["vllm:generation_tokens_total", *own] == 3 * len(HELLO)
+        hits = values["vllm:prefix_cache_hits_total", *own]
         assert values["penstock_engine_prompt_tokens_total",] == 3 * 21 - hits
-        assert values["penstock_engine_prefix_queried_tokens_total",] == 3 * 21
+        assert values["vllm:prefix_cache_queries_total", *own] == 3 * 21
+        assert values["vllm:request_success_total", *own, "stop"] == 3
+        assert values["vllm:request_generation_tokens_sum", *own] == 3 * len(HELLO)
+        gaps = 3 * (len(HELLO) - 1)
+        assert values["vllm:inter_token_latency_seconds_count", *own] == gaps
+        assert values["penstock_engine_inter_token_seconds_count",] == gaps
+        for name in ("request_queue_time", "request_prefill_time", "e2e_request_latency"):
+            assert values[f"vllm:{name}_seconds_count", *own] == 3
+        assert values["vllm:num_requests_running", *own] == 0
+        assert values["vllm:kv_cache_usage_perc", *own] == 0
         assert values["penstock_engine_prefix_evictions_total",] == 0
-        assert values["penstock_engine_time_to_first_token_seconds_count",] == 3
+        assert values["vllm:time_to_first_token_seconds_count", *own] == 3
         kv_blocks = {state: values["penstock_engine_kv_blocks", state] for state in ("free", "cached")}
         assert sum(kv_blocks.values()) == 128
         assert kv_blocks["cached"] > 0

@@ -19,9 +19,11 @@ from penstock.engine.plan import Chunk, Limits, StepPlan
 from penstock.engine.readout import StepView
 from penstock.engine.sampler import Sampler, sample
 from penstock.engine.sampling import SamplingParams
-from penstock.engine.scheduler import Scheduler
+from penstock.engine.scheduler import DraftStats, Scheduler
 from penstock.engine.sequence import Output, Sequence
 from penstock.engine.watchdog import Pulse
+from penstock.observe import engine_names
+from penstock.observe.buckets import Buckets
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +49,13 @@ class EngineStats:
 
     num_running: int
     num_waiting: int
+    num_held: int
+    """Waiting for the prompt of another sequence."""
     num_free_blocks: int
     num_cached_blocks: int
     """Of the prefix cache, those that running sequences use included."""
+    num_evictable_blocks: int
+    """Those of them that no running sequence uses."""
     num_blocks: int
     num_steps: int
     num_failed_steps: int
@@ -60,7 +66,10 @@ class EngineStats:
     prefix_hit_tokens: int
     num_evictions: int
     num_remaps: int
-    step_seconds: float
+    num_corrupted: int
+    drafts: DraftStats
+    step_seconds: Buckets
+    step_tokens: Buckets
 
     @property
     def num_held_blocks(self) -> int:
@@ -104,7 +113,13 @@ class EngineCore:
         self._failed_in_row = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
-        self._seconds = 0.0
+        self._step_seconds = Buckets(engine_names.STEP_SECONDS.buckets)
+        self._step_tokens = Buckets(engine_names.STEP_TOKENS.buckets)
+
+    @property
+    def is_caching(self) -> bool:
+        """True if prefixes are kept."""
+        return self.scheduler.tables.is_caching
 
     @property
     def has_work(self) -> bool:
@@ -143,12 +158,15 @@ class EngineCore:
         self.pulse.beat()
         plan = self.scheduler.schedule(started)
         outputs = list(plan.failed)
+        plan_tokens = plan.num_tokens
         if plan.chunks:
             self._failed_in_row += 1  # until something of it is computed
             drawn = self._attempt(plan)
             outputs += self._isolate(plan) if drawn is None else self._commit(plan, drawn)
         self._steps += 1
-        self._seconds += self.clock() - started
+        if plan.chunks:
+            self._step_seconds.observe(self.clock() - started)
+            self._step_tokens.observe(plan_tokens)
         self._check_idle()
         return outputs
 
@@ -158,8 +176,10 @@ class EngineCore:
         return EngineStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
+            num_held=self.scheduler.num_held,
             num_free_blocks=pool.num_free,
             num_cached_blocks=pool.num_cached,
+            num_evictable_blocks=tables.cache.num_evictable,
             num_blocks=pool.num_blocks,
             num_steps=self._steps,
             num_failed_steps=self._failed_steps,
@@ -170,7 +190,10 @@ class EngineCore:
             prefix_hit_tokens=tables.num_hit_tokens,
             num_evictions=tables.cache.num_evictions,
             num_remaps=tables.cache.num_remaps,
-            step_seconds=self._seconds,
+            num_corrupted=self.scheduler.num_corrupted,
+            drafts=self.scheduler.drafts,
+            step_seconds=self._step_seconds,
+            step_tokens=self._step_tokens,
         )
 
     def _check_idle(self) -> None:

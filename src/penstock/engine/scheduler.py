@@ -59,9 +59,14 @@ class DraftStats:
     num_drafts: int = 0
     num_tokens: int = 0
     num_accepted: int = 0
+    accepted_by_position: list[int] = field(default_factory=list)
+    """By place in the draft; as long as the longest that was accepted."""
 
     def count(self, num_tokens: int, num_accepted: int) -> None:
         """Counts one draft."""
+        self.accepted_by_position += [0] * (num_accepted - len(self.accepted_by_position))
+        for position in range(num_accepted):
+            self.accepted_by_position[position] += 1
         self.num_drafts += 1
         self.num_tokens += num_tokens
         self.num_accepted += num_accepted
@@ -92,7 +97,14 @@ class Scheduler:
         self._by_id: dict[int, Sequence] = {}
         self._held: dict[int, list[Sequence]] = {}  # by the sequence they wait for
         self.num_preemptions = 0
+        self.num_corrupted = 0
+        """Sequences whose logits held no distribution."""
         self.drafts = DraftStats()
+
+    @property
+    def num_held(self) -> int:
+        """Sequences that wait for the prompt of another."""
+        return len(self._by_id) - len(self.running) - len(self.waiting)
 
     @property
     def has_work(self) -> bool:
@@ -154,7 +166,7 @@ class Scheduler:
         for sequence in sorted((one for one in self.running if one.num_pending > 1), key=_by_due):
             if draft.budget:
                 draft.add(sequence)
-        self._admit(draft)
+        self._admit(draft, now)
         if 0 < len(draft.chunks) < self.limits.max_draft_rows and all(
             chunk.is_decode for chunk in draft.chunks
         ):
@@ -189,6 +201,7 @@ class Scheduler:
             outputs += self._report(chunk.sequence, accepted, row, logprobs or {}) if num_draws else ()
             row += num_draws
         assert row == len(tokens), "a row has no token"
+        self.num_corrupted += len(broken)
         if broken:
             # Their earlier chunks are cached and may be what spoils the logits: nobody is to inherit that.
             self.tables.forget()
@@ -308,7 +321,7 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, draft: _Draft) -> None:
+    def _admit(self, draft: _Draft, now: float) -> None:
         """Strictly in the order of due times: who overtakes a long prompt may keep it waiting for ever."""
         while self.waiting and draft.budget and len(self.running) < self.limits.max_sequences:
             sequence = self.waiting.first
@@ -319,6 +332,7 @@ class Scheduler:
                 return
             self.waiting.remove(sequence)
             sequence.move_to(Status.RUNNING)
+            sequence.admitted = now if sequence.admitted is None else sequence.admitted
             self.running.add(sequence)
             draft.add(sequence)
 
@@ -326,6 +340,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.tables.release(sequence)
         self.num_preemptions += 1
+        sequence.num_preemptions += 1
         sequence.move_to(Status.WAITING)
         self.waiting.add(sequence)
 

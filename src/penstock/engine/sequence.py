@@ -92,6 +92,9 @@ class Sequence:
     """The grammar that its answer follows."""
     readout: Readout | None = None
     """What is read from its prompt's positions."""
+    admitted: float | None = None
+    """When it was first admitted; None until then."""
+    num_preemptions: int = 0
     penalties: PenaltyState | None = None
     lookup: Lookup | None = None
 

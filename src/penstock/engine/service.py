@@ -55,26 +55,17 @@ class TokenStream:
 
     def __init__(self, service: EngineService, sequence: Sequence) -> None:
         self.sequence_id = sequence.id
-        self._sequence = sequence
+        self.sequence = sequence
+        """The engine's; for others to read, which holds once it has ended."""
         self._service = service
         # Bounded by the request itself: at most max_tokens outputs and one end.
         self._outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.is_finished = False
 
     @property
-    def readout(self) -> Readout | None:
-        """What is read from the prompt; complete from the first output on."""
-        return self._sequence.readout
-
-    @property
-    def num_generated(self) -> int:
-        """Tokens that the engine has drawn, some of which may not have been read here yet."""
-        return self._sequence.num_generated
-
-    @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were found in the prefix cache; holds from the first output on."""
-        return self._sequence.num_cached_tokens or 0
+        return self.sequence.num_cached_tokens or 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,6 +106,8 @@ class EngineService:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = asyncio.Event()
+        self.num_refused = 0
+        """Requests that the bound has kept out."""
         self.is_stuck = False
         """True once the thread was given up; it may hang for ever, so its process must end."""
 
@@ -190,6 +183,7 @@ class EngineService:
                 f"{count} answers at once are more than the {self.max_requests} that may run and wait"
             )
         if len(self._streams) + count > self.max_requests:
+            self.num_refused += 1
             most = f", and this one asks for {count} answers" if count > 1 else ""
             raise QueueFullError(
                 f"{len(self._streams)} requests are running or queued{most}; the limit is "

@@ -11,15 +11,22 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from penstock.observe.names import Metric
+from penstock.observe.buckets import Buckets
+from penstock.observe.metric import Metric
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # no `..._created` series: names that are not in the table
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # A reading: the metric, its label values, its value now.
-Reading = tuple[Metric, tuple[str, ...], float]
+Reading = tuple[Metric, tuple[str, ...], float | Buckets]
+_Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+_FAMILIES: dict[str, Callable[..., _Family]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
 class Metrics:
@@ -53,11 +60,16 @@ class _Readings(Collector):
     def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
         self._read = read
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    def collect(self) -> Iterator[_Family]:
+        families: dict[str, _Family] = {}
         for metric, labels, value in self._read():
             if metric.name not in families:
-                make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-                families[metric.name] = make(metric.name, metric.help, labels=metric.labels)
-            families[metric.name].add_metric(list(labels), value)
+                families[metric.name] = _FAMILIES[metric.kind](metric.name, metric.help, labels=metric.labels)
+            family = families[metric.name]
+            if isinstance(value, Buckets):
+                assert isinstance(family, HistogramMetricFamily)
+                family.add_metric(list(labels), value.cumulative(), value.sum)
+            else:
+                assert not isinstance(family, HistogramMetricFamily)
+                family.add_metric(list(labels), value)
         yield from families.values()

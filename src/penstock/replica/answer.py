@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from penstock.asgi.exchange import Exchange, unless_gone
-from penstock.base.errors import MovedError, PenstockError
+from penstock.base.errors import ClientError, MovedError, PenstockError
 from penstock.engine.sampling import Constraint, SamplingParams, TokenLogprobs
 from penstock.engine.service import Options, TokenStream
 from penstock.protocol import sse
@@ -21,6 +21,7 @@ from penstock.protocol.envelope import encode_error
 from penstock.protocol.stream import Event, StreamOrder
 from penstock.protocol.usage import Usage
 from penstock.replica.generation import Generation, Piece
+from penstock.replica.meter import AnswerEnd, RequestMeter
 from penstock.replica.model import ServedModel
 from penstock.replica.shapes import Asked, Collected, Shape
 from penstock.text.fragments import OutputParser
@@ -100,21 +101,25 @@ async def answer(
     exchange: Exchange,
     model: ServedModel,
     job: Job,
-    on_token: Callable[[int], None],
+    meter: RequestMeter,
     on_begin: Callable[[Sequence[Choice]], None] = lambda choices: None,
 ) -> None:
     """Runs the job and answers the exchange; the engine lets go of it at the latest when this returns.
 
-    `on_begin` is called with its choices when they are submitted, `on_token` with a choice's index at each of
-    its tokens.
+    `on_begin` is called with its choices when they are submitted.
     """
 
     async def generate() -> None:
         async with _choices(model, job) as choices:
             on_begin(choices)
+            failure = "abort"
             try:
-                await (_stream if job.streams else _whole)(exchange, job, choices, on_token)
+                await (_stream if job.streams else _whole)(exchange, job, choices, meter)
+            except Exception as error:
+                failure = "abort" if isinstance(error, ClientError) else "error"
+                raise
             finally:
+                meter.end(_ends(choices, failure))
                 used = _usage(job, choices)
                 exchange.log_fields |= {
                     **job.log_fields,
@@ -179,6 +184,19 @@ def _submit(model: ServedModel, prompt: Prompt, choices: Sequence[Choice]) -> It
             yield choice
 
 
+def _ends(choices: Sequence[Choice], failure: str) -> dict[int, AnswerEnd]:
+    """How each answer ended; `failure` for those that did not end by themselves."""
+    reasons = {"tool_calls": "stop", None: failure}
+    return {
+        choice.index: AnswerEnd(
+            reasons.get(choice.generation.finish_reason, choice.generation.finish_reason or failure),
+            choice.stream.sequence,
+        )
+        for choice in choices
+        if choice.stream is not None
+    }
+
+
 def _usage(job: Job, choices: Sequence[Choice]) -> Usage:
     """Each prompt counts once, whatever the number of answers to it."""
     first = choices[:: job.num_choices]
@@ -204,12 +222,10 @@ async def _for_each(
         raise failures.exceptions[0] from None
 
 
-async def _whole(
-    exchange: Exchange, job: Job, choices: Sequence[Choice], on_token: Callable[[int], None]
-) -> None:
+async def _whole(exchange: Exchange, job: Job, choices: Sequence[Choice], meter: RequestMeter) -> None:
     async def collect(choice: Choice) -> None:
         async for piece in choice.pieces():
-            on_token(choice.index)
+            meter.token(choice.index)
             choice.collected.add(piece)
         choice.collected.finish_reason = choice.generation.finish_reason
 
@@ -219,9 +235,7 @@ async def _whole(
     await exchange.respond(200, job.shape.whole(answers, _usage(job, choices)))
 
 
-async def _stream(
-    exchange: Exchange, job: Job, choices: Sequence[Choice], on_token: Callable[[int], None]
-) -> None:
+async def _stream(exchange: Exchange, job: Job, choices: Sequence[Choice], meter: RequestMeter) -> None:
     """The head waits for the first token, so that what fails before it has a status of its own."""
     writer = _EventWriter(exchange, [choice.is_open for choice in choices])
 
@@ -230,7 +244,7 @@ async def _stream(
         opening = () if choice.generation.tokens else job.shape.opening(choice.index)
         is_open = False
         async for piece in choice.pieces():
-            on_token(choice.index)
+            meter.token(choice.index)
             if not is_open:
                 is_open = True
                 await writer.open()

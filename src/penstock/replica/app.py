@@ -12,7 +12,7 @@ from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import NotReadyError
 from penstock.observe import metrics as observe
-from penstock.observe import names
+from penstock.replica.engine_readings import engine_readings, memory_readings
 from penstock.replica.generation_endpoints import GenerationEndpoints
 from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
@@ -26,7 +26,7 @@ class Replica:
         self._limits = limits
         self._drain = drain
         self._probes = Probes("engine", drain, self._read_engine)
-        self._meters = RequestMeters(self._probes.metrics, model.service.now)
+        self._meters = RequestMeters(model.name, model.max_model_len, model.service.now)
 
     def application(self) -> Application:
         """The ASGI application."""
@@ -49,19 +49,8 @@ class Replica:
         await exchange.respond(200, b'{"status":"ready"}')
 
     def _read_engine(self) -> Iterator[observe.Reading]:
-        stats = self._model.service.stats()
-        yield names.ENGINE_RUNNING, (), stats.num_running
-        yield names.ENGINE_WAITING, (), stats.num_waiting
-        yield names.ENGINE_KV_BLOCKS, ("free",), stats.num_free_blocks
-        yield names.ENGINE_KV_BLOCKS, ("cached",), stats.num_cached_blocks
-        yield names.ENGINE_KV_BLOCKS, ("held",), stats.num_held_blocks
-        yield names.ENGINE_STEPS, (), stats.num_steps
-        yield names.ENGINE_FAILED_STEPS, (), stats.num_failed_steps
-        yield names.ENGINE_STUCK_STEPS, (), self._model.service.is_stuck
-        yield names.ENGINE_STEP_SECONDS, (), stats.step_seconds
-        yield names.ENGINE_PREEMPTIONS, (), stats.num_preemptions
-        yield names.ENGINE_PREFIX_QUERIED_TOKENS, (), stats.prefix_queried_tokens
-        yield names.ENGINE_PREFIX_HIT_TOKENS, (), stats.prefix_hit_tokens
-        yield names.ENGINE_EVICTIONS, (), stats.num_evictions
-        yield names.ENGINE_PROMPT_TOKENS, (), stats.prompt_tokens
-        yield names.ENGINE_GENERATED_TOKENS, (), stats.generated_tokens
+        yield from self._meters.readings()
+        yield from engine_readings(self._model.service, self._meters.labels)
+        yield from memory_readings(
+            self._model.memory, self._meters.labels, prefix_cache=self._model.service.core.is_caching
+        )

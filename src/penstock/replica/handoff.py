@@ -185,7 +185,7 @@ def _answer(choice: Choice, moved: list[int] | None) -> AnswerState:
 
 def _num_tokens(choice: Choice) -> int:
     if choice.generation.finish_reason is None and choice.stream is not None:
-        return choice.stream.num_generated
+        return choice.stream.sequence.num_generated
     return choice.generation.num_tokens
 
 

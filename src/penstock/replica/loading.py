@@ -83,6 +83,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         defaults=defaults,
         service=EngineService(core, settings.max_sequences + settings.max_waiting),
         max_model_len=memory.max_model_len,
+        memory=memory,
         vocab_size=spec.vocab_size,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from penstock.base.errors import CheckpointError, ContextLengthError, InvalidRequestError, ModelNotFoundError
+from penstock.engine.memory import MemoryPlan
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
@@ -76,6 +77,7 @@ class ServedModel:
     defaults: SamplingDefaults
     service: EngineService
     max_model_len: int
+    memory: MemoryPlan
     vocab_size: int
     """Of the model, which may have more tokens than its tokenizer."""
 
