@@ -268,11 +268,11 @@ async def test_metrics_parse_and_are_true(checkpoint: Path) -> None:
             assert family.documentation == known[name].help, name
             assert family.type == known[name].kind
         values = {
-            (sample.name, *sample.labels.values()): sample.value
+            (sample.name, *sorted(sample.labels.values())): sample.value
             for family in families.values()
             for sample in family.samples
         }
-        own = ("scripted", "0")
+        own = ("0", "scripted")
         assert values["vllm:generation_tokens_total", *own] == 3 * len(HELLO)
         hits = values["vllm:prefix_cache_hits_total", *own]
         assert values["penstock_engine_prompt_tokens_total",] == 3 * 21 - hits
