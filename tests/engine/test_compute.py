@@ -86,6 +86,14 @@ def test_without_kernels_the_reason_is_said(changes: dict[str, Any], has_kernels
         assert caught.value.param == "kernels"
 
 
+def test_deterministic_needs_the_kernels() -> None:
+    """The others' last bits depend on the batch; better no service than a broken promise."""
+    assert choose(deterministic=True).kernels is KERNELS
+    with pytest.raises(ConfigurationError, match="avx512_vnni") as caught:
+        choose(deterministic=True, has_kernels=False)
+    assert caught.value.param == "deterministic"
+
+
 def test_int8_keys_and_values_need_the_kernels() -> None:
     """Nothing else can read them."""
     with pytest.raises(ConfigurationError, match="needs the native kernels, but this CPU lacks") as caught:

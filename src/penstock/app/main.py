@@ -104,6 +104,9 @@ def engine(
     quantize: Annotated[str, typer.Option(help="Weights: auto, none, int8 or int4.")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="KV cache: auto, float32, bfloat16 or int8.")] = "auto",
     kernels: Annotated[str, typer.Option(help="CPU kernels: auto, native or torch.")] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option(help="Refuse kernels whose results depend on what else runs.")
+    ] = False,
     kernel_cache: Annotated[
         str, typer.Option(help="Folder of the kernels compiled for this machine.")
     ] = "~/.cache/penstock/kernels",

@@ -57,6 +57,11 @@ def choose_compute(spec: DecoderSpec, settings: EngineSettings, load_kernels: Ca
     kernels, why = _kernels(settings, device, dtype, load_kernels)
     if settings.kernels == "native" and kernels is None:
         raise ConfigurationError(f"kernels native were asked for, but {why}", param="kernels")
+    if settings.deterministic and kernels is None:
+        raise ConfigurationError(
+            f"deterministic was asked for, which the native kernels alone are, but {why}",
+            param="deterministic",
+        )
     if settings.quantize in ("int8", "int4") and device.type != "cpu":
         raise ConfigurationError(
             f"quantize {settings.quantize} is for CPUs; this engine runs on {device}", param="quantize"

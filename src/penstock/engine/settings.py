@@ -31,6 +31,11 @@ class EngineSettings(BaseModel):
     kernels: Literal["auto", "native", "torch"] = Field(
         "auto", description="what computes on a CPU; auto: native where it has AVX-512 VNNI, else PyTorch"
     )
+    deterministic: bool = Field(
+        False,
+        description="refuse to start unless the same seeded request gives the same answer under any load, "
+        "bit by bit: with the native kernels",
+    )
     kernel_cache: str = Field(
         "~/.cache/penstock/kernels", description="folder of the kernels compiled for this machine"
     )
