@@ -26,7 +26,7 @@ def test_a_thousand_identical_requests_have_one_answer(quantize: str, count: int
     rng = random.Random(7)
     directory: Path = resolve("builtin:tiny")
     core = build_core(
-        directory, kernels="native", quantize=quantize, block_size=16, num_blocks=34, max_sequences=12,
+        directory, kernels="native", quantize=quantize, block_size=16, num_blocks=22, max_sequences=12,
         max_batch_tokens=48, draft_rows=12,
     )  # fmt: skip
     prompt = [rng.randrange(VOCAB_SIZE) for _ in range(37)]
@@ -44,10 +44,10 @@ def test_a_thousand_identical_requests_have_one_answer(quantize: str, count: int
             core.add(Sequence(number, list(prompt), sampling, cache_salt=salt))
         if waiting and rng.random() < 0.4:
             stranger += 1
-            length = rng.choice([1, 5, 20, 37, 90])
+            length = rng.choice([1, 5, 20, 37, 90, 150])
             tokens = [*prompt[: rng.choice([0, 16, 30])], *(rng.randrange(VOCAB_SIZE) for _ in range(length))]
             core.add(
-                Sequence(stranger, tokens, SamplingParams(max_tokens=rng.randrange(1, 30), seed=stranger))
+                Sequence(stranger, tokens, SamplingParams(max_tokens=rng.randrange(1, 90), seed=stranger))
             )
         if rng.random() < 0.05:
             core.cancel(rng.randrange(count + 1, stranger + 2))
