@@ -148,7 +148,7 @@ def _check_definitions(tools: Sequence[Tool]) -> None:
         if schema.get("type", "object") != "object":
             param = f"{where}.parameters.type"
             raise InvalidRequestError(f"arguments are an object, so {param!r} must be 'object'", param=param)
-        if _is_deeper(schema, MAX_DEPTH):
+        if is_deeper(schema, MAX_DEPTH):
             param = f"{where}.parameters"
             raise InvalidRequestError(f"{param!r} is nested deeper than {MAX_DEPTH} levels", param=param)
 
@@ -184,7 +184,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise InvalidRequestError(f"not valid JSON: {error}", param="function.arguments") from error
         if not isinstance(value, dict):
             raise InvalidRequestError("not a JSON object", param="function.arguments")
-        if _is_deeper(value, MAX_DEPTH):
+        if is_deeper(value, MAX_DEPTH):
             raise InvalidRequestError(f"nested deeper than {MAX_DEPTH} levels", param="function.arguments")
         return value
 
@@ -258,7 +258,7 @@ def _check_result(call_id: str | None, unanswered: set[str], param: str) -> None
     unanswered.discard(call_id)
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
+def is_deeper(value: Any, limit: int) -> bool:
     """True if lists and objects are nested in more than `limit` levels."""
     level = [value]
     for _ in range(limit):

@@ -82,7 +82,8 @@ def draw(grammar: str, marks: tuple[str, ...], rng: random.Random) -> str:
     while not found.is_stopped() and len(ids) < 3000:
         bits = found.compute_bitmask()
         allowed = [t for t in range(rust(marks).get_vocab_size()) if bits[t // 8] >> (t % 8) & 1]
-        token = end if end in allowed and rng.random() < 0.5 else rng.choice(allowed)
+        others = [token for token in allowed if token != end]
+        token = end if end in allowed and (not others or rng.random() < 0.5) else rng.choice(others)
         assert found.consume_token(token)
         if token != end:
             ids.append(token)
