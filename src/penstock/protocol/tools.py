@@ -21,7 +21,7 @@ MAX_TOOLS = 128  # OpenAI's limit
 MAX_DEPTH = 64  # ours, of a schema and of arguments: templates and grammars walk them by recursion
 MAX_ID_LENGTH = 256  # ours
 
-ToolName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 CallId = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
 
