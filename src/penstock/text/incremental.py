@@ -53,8 +53,8 @@ class IncrementalParser(ABC):
 
     def _advance(self) -> list[Fragment]:
         next(self._steps, None)
-        out, self._out = merged(self._out), []
-        return out
+        out, self._out = self._out, []
+        return merged(out) if len(out) > 1 else out
 
     def _next(self) -> Script[str]:
         """The next character, unread; "" at the end of the text."""

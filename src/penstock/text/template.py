@@ -177,13 +177,16 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _definition(tool: Tool) -> dict[str, Any]:
-    """What the model is shown of a tool; templates count on its having parameters."""
-    function: dict[str, Any] = {"name": tool.function.name}
-    if tool.function.description is not None:
-        function["description"] = tool.function.description
+    """What the model is shown of a tool; templates count on a description and on parameters."""
     parameters = tool.function.parameters
-    function["parameters"] = _NO_PARAMETERS if parameters is None else parameters
-    return {"type": "function", "function": function}
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.function.name,
+            "description": tool.function.description or "",
+            "parameters": _NO_PARAMETERS if parameters is None else parameters,
+        },
+    }
 
 
 def _read(path: Path) -> str | None:

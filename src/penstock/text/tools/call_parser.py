@@ -24,6 +24,9 @@ from penstock.text.tools.json_value import SPACE, JsonValue
 
 ARGUMENTS = ("arguments", "parameters")
 """Most formats' word and Llama's; models take one for the other, so both count everywhere."""
+PASSED_OVER = ("type", "id")
+"""What models add to calls on their own. An object with other members is no call, so JSON is not held."""
+_MEMBERS = frozenset({"name", *ARGUMENTS, *PASSED_OVER})
 
 
 class CallParser(IncrementalParser):
@@ -76,10 +79,7 @@ class CallParser(IncrementalParser):
         self._release()
 
     def _object(self) -> Script[bool]:
-        """Reads `{"name": ..., "arguments": {...}}`, members in any order, others ignored.
-
-        True if it is a call to its last bracket.
-        """
+        """Reads `{"name": ..., "arguments": {...}}`, members in any order; True if it is a whole call."""
         sign = yield from self._word("{")
         self._name = self._early = None
         self._has_begun = False
@@ -96,15 +96,17 @@ class CallParser(IncrementalParser):
 
     def _member(self) -> Script[bool]:
         key = yield from self._string()
+        if key not in _MEMBERS:
+            return False
         yield from self._run(SPACE)
-        if key is None or (yield from self._word(":")) is None:
+        if (yield from self._word(":")) is None:
             return False
         yield from self._run(SPACE)
         if key in ARGUMENTS:
             return (yield from self._arguments())
-        if key != "name":
+        if key in PASSED_OVER and (yield from self._next()) not in ("{", "["):
             return (yield from self._value()) is not None
-        if self._name is not None:
+        if key != "name" or self._name is not None:
             return False
         name = yield from self._string()
         if name is None or not self._may_call(name):
