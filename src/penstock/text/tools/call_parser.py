@@ -81,6 +81,8 @@ class CallParser(IncrementalParser):
     def _object(self) -> Script[bool]:
         """Reads `{"name": ..., "arguments": {...}}`, members in any order; True if it is a whole call."""
         sign = yield from self._word("{")
+        if sign is None:
+            return False
         self._name = self._early = None
         self._has_begun = False
         while sign in ("{", ","):

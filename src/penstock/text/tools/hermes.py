@@ -27,7 +27,7 @@ class HermesFormat(ToolFormat):
 
     def parser(self, tools: Sequence[Tool], *, parallel: bool = True) -> OutputParser:
         """See ToolFormat."""
-        return _HermesParser([tool.function.name for tool in tools], self.new_id, parallel=parallel)
+        return _HermesParser([tool.function.name for tool in tools], self.call_id, parallel=parallel)
 
     def grammar(self, tools: Sequence[Tool], *, parallel: bool = True, opening: str | None = None) -> str:
         """See ToolFormat."""
@@ -45,6 +45,7 @@ class _HermesParser(CallParser):
                 if not (yield from self._find(OPEN)):
                     return
             mark = None
+            self._has_begun = False
             yield from self._run(SPACE)
             is_whole = yield from self._object()
             if self.is_complete:

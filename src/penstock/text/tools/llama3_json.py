@@ -29,7 +29,7 @@ class Llama3JsonFormat(ToolFormat):
 
     def parser(self, tools: Sequence[Tool], *, parallel: bool = True) -> OutputParser:
         """See ToolFormat."""
-        return _Llama3JsonParser([tool.function.name for tool in tools], self.new_id, parallel=parallel)
+        return _Llama3JsonParser([tool.function.name for tool in tools], self.call_id, parallel=parallel)
 
     def grammar(self, tools: Sequence[Tool], *, parallel: bool = True, opening: str | None = None) -> str:
         """See ToolFormat."""

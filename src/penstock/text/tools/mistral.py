@@ -33,13 +33,13 @@ class MistralFormat(ToolFormat):
     marks = (CALLS, ARGS, CALL_ID)
 
     @staticmethod
-    def new_id() -> str:
+    def call_id() -> str:
         """See ID_LENGTH."""
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(ID_LENGTH))
 
     def parser(self, tools: Sequence[Tool], *, parallel: bool = True) -> OutputParser:
         """See ToolFormat."""
-        return _MistralParser([tool.function.name for tool in tools], self.new_id, parallel=parallel)
+        return _MistralParser([tool.function.name for tool in tools], self.call_id, parallel=parallel)
 
     def grammar(self, tools: Sequence[Tool], *, parallel: bool = True, opening: str | None = None) -> str:
         """See ToolFormat."""

@@ -54,7 +54,7 @@ class ToolFormat(ABC):
         return lark_word(text, self._tokens)
 
     @staticmethod
-    def new_id() -> str:
+    def call_id() -> str:
         """The id of a call."""
         return new_id("call")
 
