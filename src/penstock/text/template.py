@@ -65,11 +65,6 @@ class ChatTemplate:
                 source, tool_source = named.get("default"), named.get("tool_use")
         return ChatTemplate(source, tokenizer, tool_source=tool_source) if isinstance(source, str) else None
 
-    @property
-    def variables(self) -> frozenset[str]:
-        """Names that `encode` can be given as variables."""
-        return (self._template.variables | self._with_tools.variables) - _OURS
-
     def encode(
         self, turns: Sequence[Turn], tools: Sequence[Tool] = (), variables: Mapping[str, Any] | None = None
     ) -> list[int]:
@@ -84,7 +79,7 @@ class ChatTemplate:
         """
         has_calls = any(turn.tool_calls for turn in turns)
         template = self._with_tools if tools or has_calls else self._template
-        self._check_variables(variables or {})
+        _check_variables(template, variables or {})
         defused: list[str] = []
         given = {
             **self._defuse(dict(variables or {}), defused),
@@ -102,12 +97,9 @@ class ChatTemplate:
                 raise InvalidRequestError("the model's chat template does not know tool calls", param=param)
         return self._tokenizer.encode_prompt(_unescaped(text, len(defused)), defused)
 
-    def render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
-    ) -> str:
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt as text, with the assistant's next turn opened."""
-        template = self._with_tools if tools else self._template
-        return self._render(template, {"messages": list(messages), "tools": tools})
+        return self._render(self._template, {"messages": list(messages), "tools": None})
 
     def _render(self, template: SandboxedTemplate, given: Mapping[str, Any]) -> str:
         return template.render({**given, **self._special, "documents": None, "add_generation_prompt": True})
@@ -119,18 +111,6 @@ class ChatTemplate:
         except InvalidRequestError:
             return False
 
-    def _check_variables(self, variables: Mapping[str, Any]) -> None:
-        for name, value in variables.items():
-            param = f"{_KWARGS}.{shown(name)}"
-            if name not in self.variables:
-                known = ", ".join(sorted(self.variables)) or "none"
-                raise InvalidRequestError(
-                    f"the model's chat template has no variable {shown(name)!r} to set; it has: {known}",
-                    param=param,
-                )
-            if is_deeper(value, MAX_DEPTH):
-                raise InvalidRequestError(f"{param!r} is nested deeper than {MAX_DEPTH} levels", param=param)
-
     def _defuse(self, value: Any, defused: list[str]) -> Any:
         """The same with no special token in any text, keys included."""
         if isinstance(value, str):
@@ -140,6 +120,20 @@ class ChatTemplate:
         if isinstance(value, list):
             return [self._defuse(item, defused) for item in value]
         return value
+
+
+def _check_variables(template: SandboxedTemplate, variables: Mapping[str, Any]) -> None:
+    known = template.variables - _OURS
+    for name, value in variables.items():
+        param = f"{_KWARGS}.{shown(name)}"
+        if name not in known:
+            raise InvalidRequestError(
+                f"the model's chat template has no variable {shown(name)!r} to set; it has: "
+                + (", ".join(sorted(known)) or "none"),
+                param=param,
+            )
+        if is_deeper(value, MAX_DEPTH):
+            raise InvalidRequestError(f"{param!r} is nested deeper than {MAX_DEPTH} levels", param=param)
 
 
 def _unescaped(text: str, count: int) -> str:
