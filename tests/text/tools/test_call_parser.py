@@ -159,7 +159,7 @@ def test_members_come_in_any_order() -> None:
     for written in (
         '{"name":"f","arguments":{"a":1}}',
         ' {\n"arguments" : {"a":1} ,\t"name" : "f"\r\n} ',
-        '{"id": 1.5e3, "name": "f", "type": "function", "arguments": {"a":1}, "id": null}',
+        '{"id": "x", "name": "f", "type": "function", "arguments": {"a":1}, "id": "y"}',
         '{"parameters": {"a":1}, "name": "\\u0066"}',
     ):
         assert parse(form.parser(TOOLS), f"<tool_call>{written}</tool_call>") == call(0, "f", '{"a":1}')
@@ -167,7 +167,8 @@ def test_members_come_in_any_order() -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["{}", "[]", "null", '{"x": 1, "name": "f", "arguments": {}}', '{"id": {}, "name": "f", "arguments": {}}',
+    ["{}", "[]", "null", '{"x": 1, "name": "f", "arguments": {}}', '{"id": 1, "name": "f", "arguments": {}}',
+     '{"type": "f", "name": "f", "arguments": {}}',
      '{"name": "f"}', '{"arguments": {}}', '{"name": "f", "arguments": "{}"}',
      '{"name": "f", "arguments": null}', '{"name": "f", "arguments": []}', '{"name": 5, "arguments": {}}',
      '{"name": "f", "name": "f", "arguments": {}}', '{"name": "\\ud800", "arguments": {}}', "{'name': 'f'}",

@@ -24,9 +24,8 @@ from penstock.text.tools.json_value import SPACE, JsonValue
 
 ARGUMENTS = ("arguments", "parameters")
 """Most formats' word and Llama's; models take one for the other, so both count everywhere."""
-PASSED_OVER = ("type", "id")
-"""What models add to calls on their own. An object with other members is no call, so JSON is not held."""
-_MEMBERS = frozenset({"name", *ARGUMENTS, *PASSED_OVER})
+MEMBERS = frozenset({"name", *ARGUMENTS, "id", "type"})
+"""The last two models add on their own. An object with other members is no call, so JSON is not held."""
 
 
 class CallParser(IncrementalParser):
@@ -98,7 +97,7 @@ class CallParser(IncrementalParser):
 
     def _member(self) -> Script[bool]:
         key = yield from self._string()
-        if key not in _MEMBERS:
+        if key not in MEMBERS:
             return False
         yield from self._run(SPACE)
         if (yield from self._word(":")) is None:
@@ -106,16 +105,16 @@ class CallParser(IncrementalParser):
         yield from self._run(SPACE)
         if key in ARGUMENTS:
             return (yield from self._arguments())
-        if key in PASSED_OVER and (yield from self._next()) not in ("{", "["):
-            return (yield from self._value()) is not None
-        if key != "name" or self._name is not None:
+        text = yield from self._string()
+        if key == "type":
+            return text == "function"
+        if key == "id":
+            return text is not None
+        if text is None or self._name is not None or not self._may_call(text):
             return False
-        name = yield from self._string()
-        if name is None or not self._may_call(name):
-            return False
-        self._name = name
+        self._name = text
         if self._early is not None:
-            self._begin(name)
+            self._begin(text)
             self._out.append(CallArguments(self._num_calls - 1, self._early))
         return True
 
