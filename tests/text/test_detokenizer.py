@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
 from byte_tokenizer import MERGES, SPECIAL_TOKENS, byte_fallback, byte_level, metaspace, write_tokenizer
-from penstock.text.detokenizer import MAX_HELD_TOKENS, REPLACEMENT, Detokenizer, StopMatcher
+from penstock.text.detokenizer import MAX_HELD_TOKENS, REPLACEMENT, Decodes, Detokenizer, StopMatcher
 from penstock.text.tokenizer import Tokenizer
 
 KINDS = {"byte_level": byte_level(MERGES), "byte_fallback": byte_fallback(), "metaspace": metaspace()}
@@ -51,7 +51,7 @@ def load(tokenizer: RustTokenizer, directory: Path) -> Tokenizer:
     return Tokenizer(write_tokenizer(tokenizer, directory))
 
 
-def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+def pieces(tokenizer: Decodes, ids: list[int]) -> list[str]:
     """What comes out token by token, and at the end."""
     detokenizer = Detokenizer(tokenizer)
     return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
@@ -127,6 +127,29 @@ def test_special_tokens_show_nothing_and_change_nothing(by_bytes: Tokenizer, cou
     first, *rest = "😀".encode()
     out = pieces(by_bytes, [special, first, *[special] * count, *rest, special])
     assert "".join(out) == "😀"
+
+
+@given(st.data())
+def test_shown_special_tokens_come_out_with_the_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Each kind of tokenizer, special tokens anywhere, some shown and some not: the whole text, in order."""
+    shown, hidden = sorted(tokenizer.special_tokens)[:2]
+    decoding = tokenizer.showing({shown})
+    usable = [token for token in range(tokenizer.vocab_size) if REPLACEMENT not in tokenizer.decode([token])]
+    special = [tokenizer.special_tokens[name] for name in (shown, hidden)]
+    ids = data.draw(st.lists(st.sampled_from(special) | st.sampled_from(usable), max_size=40))
+    whole = decoding.decode(ids)
+    assert "".join(pieces(decoding, ids)) == whole
+    assert whole.count(shown) == ids.count(special[0])
+    assert hidden not in whole
+
+
+def test_a_shown_special_token_ends_a_broken_character(by_bytes: Tokenizer) -> None:
+    """It comes at once, behind the U+FFFD that it makes of what was held."""
+    token = by_bytes.special_tokens[SPECIAL_TOKENS[1]]
+    detokenizer = Detokenizer(by_bytes.showing(SPECIAL_TOKENS))
+    assert detokenizer.push(0xE4) == ""
+    assert detokenizer.push(token) == REPLACEMENT + SPECIAL_TOKENS[1]
+    assert detokenizer.push(ord("a")) == "a"
 
 
 def test_a_space_before_the_first_word_is_the_decoders_business(with_fallback: Tokenizer) -> None:

@@ -109,6 +109,31 @@ def test_a_tokenizer_without_special_tokens_has_nothing_to_defuse(tmp_path: Path
     assert encode_safely(tokenizer, "a<|im_end|>") == list(b"a<|im_end|>")
 
 
+def test_some_special_tokens_can_be_shown(tokenizer: Tokenizer) -> None:
+    """Those that there are, as text; the others and ids without a token show nothing, as ever."""
+    some = tokenizer.showing({IM_END, "<nonesuch>", "h"})
+    start, end = tokenizer.special_tokens[IM_START], tokenizer.special_tokens[IM_END]
+    ids = [start, *b"a", end, end, *b" b", start]
+    assert some.decode(ids) == f"a{IM_END}{IM_END} b"
+    assert tokenizer.showing(()).decode(ids) == tokenizer.decode(ids) == "a b"
+    assert [some.has_text(token) for token in (start, end, ord("a"), tokenizer.vocab_size)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_added_tokens_are_known_whether_special_or_not(tmp_path: Path) -> None:
+    """Qwen's marks of tool calls are tokens that decoding shows anyway."""
+    rust = byte_level()
+    rust.add_tokens(["<tool_call>"])
+    tokenizer = Tokenizer(write_tokenizer(rust, tmp_path))
+    assert tokenizer.added_tokens.keys() == {*SPECIAL_TOKENS, "<tool_call>"}
+    assert tokenizer.special_tokens.items() <= tokenizer.added_tokens.items()
+    assert tokenizer.decode([tokenizer.added_tokens["<tool_call>"]]) == "<tool_call>"
+
+
 def test_saved_truncation_and_padding_are_not_applied(tmp_path: Path) -> None:
     """Training tools leave them in tokenizer.json; a prompt would lose its end in silence."""
     rust = byte_level()

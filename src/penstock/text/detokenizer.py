@@ -23,11 +23,11 @@ class Decodes(Protocol):
     """The part of a tokenizer that a detokenizer needs."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text of token ids, special tokens left out (or some of them, see `Tokenizer.showing`)."""
         ...
 
     def has_text(self, token: int) -> bool:
-        """False for what :meth:`decode` leaves out wherever it is: special tokens, ids without a token."""
+        """False for what :meth:`decode` leaves out wherever it is."""
         ...
 
 

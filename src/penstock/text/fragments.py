@@ -1,8 +1,10 @@
-"""What an answer's text is made of: content, reasoning, tool calls; and what tells them apart."""
+"""What an answer's text is made of: content, reasoning, tool calls; and the contract of parsers."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 
@@ -44,13 +46,18 @@ Fragment = Content | Reasoning | CallStart | CallArguments
 class OutputParser(Protocol):
     """Takes an answer apart as it comes.
 
-    The fragments, adjacent ones of a kind joined, do not depend on how the text was cut into pieces. Text
-    that is no well-formed call comes out as content, unchanged.
+    The fragments, :func:`merged`, do not depend on how the text was cut into pieces. Text that is no
+    well-formed call comes out as content, unchanged.
     """
 
     @property
     def has_calls(self) -> bool:
         """True once a call has begun."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """True once nothing that follows can belong to the answer, as after a stop string; it is dropped."""
         ...
 
     def push(self, text: str) -> list[Fragment]:
@@ -60,3 +67,41 @@ class OutputParser(Protocol):
     def flush(self) -> list[Fragment]:
         """Returns what was held back; the text is over."""
         ...
+
+
+class PlainText:
+    """The parser of answers that are content and nothing else."""
+
+    has_calls = False
+    is_complete = False
+
+    def push(self, text: str) -> list[Fragment]:
+        """See OutputParser."""
+        return [Content(text)] if text else []
+
+    def flush(self) -> list[Fragment]:
+        """See OutputParser; nothing is ever held back."""
+        return []
+
+
+def merged(fragments: Iterable[Fragment]) -> list[Fragment]:
+    """The same with adjacent pieces of one text joined, in linear time."""
+    whole: list[Fragment] = []
+    for _, group in groupby(fragments, key=_run):
+        first, *others = group
+        if others and not isinstance(first, CallStart):
+            text = "".join(
+                [first.text, *(piece.text for piece in others if not isinstance(piece, CallStart))]
+            )
+            first = (
+                CallArguments(first.index, text) if isinstance(first, CallArguments) else type(first)(text)
+            )
+        whole.append(first)
+    return whole
+
+
+def _run(fragment: Fragment) -> Hashable:
+    """The same for fragments that continue one another."""
+    if isinstance(fragment, CallStart):
+        return fragment.index, CallStart
+    return getattr(fragment, "index", None), type(fragment)

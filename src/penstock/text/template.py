@@ -1,28 +1,28 @@
-"""Chat messages to a prompt, by the checkpoint's own Jinja template in a sandbox.
+"""A conversation to a prompt, by the checkpoint's own chat template.
 
-The environment is the one that Hugging Face's templates are written for: trimmed blocks, loop controls,
-`raise_exception`, `strftime_now`, `tojson` that keeps non-ASCII text, `generation` blocks (which mark the
-assistant's text for training and mean nothing here).
+The template gets messages, tools and calls in OpenAI's form, arguments as objects. What it does not read is
+refused, not left out.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from penstock.base.errors import CheckpointError, InvalidRequestError
-from penstock.text.tokenizer import Tokenizer, token_text
+from penstock.base.errors import InvalidRequestError
+from penstock.protocol.strict import shown
+from penstock.protocol.tools import MAX_DEPTH, Tool, ToolCall, is_deeper
+from penstock.text.sandbox import SandboxedTemplate
+from penstock.text.tokenizer import CLOSE_MARK, OPEN_MARK, Tokenizer, token_text
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", *_SPECIAL_TOKENS})
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+_ESCAPED = re.compile(r"\\ufdd0([0-9]{1,9})\\ufdd1")
+_KWARGS = "chat_template_kwargs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +31,23 @@ class Turn:
 
     role: str
     content: str
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` stands for what is inside."""
-
-    tags = {"generation"}  # noqa: RUF012 (an instance's variable, says the base class)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+    tool_calls: Sequence[ToolCall] = ()
+    """What the assistant called, checked by `protocol.tools.check_history`."""
+    tool_call_id: str | None = None
+    """The call whose result this is."""
+    reasoning: str | None = None
+    """What the assistant thought; templates know it as `reasoning_content`."""
 
 
 class ChatTemplate:
-    """A compiled chat template; `None` stands for a checkpoint without one."""
+    """A checkpoint's chat template, or its two: one may be for conversations with tools."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
-        """Raises CheckpointError if the template does not compile."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _strftime_now
-        try:
-            self._template = environment.from_string(source)
-        except Exception as error:  # constants are computed now, so this may be anything too
-            raise CheckpointError(f"the chat template does not compile: {error}") from error
+    def __init__(self, source: str, tokenizer: Tokenizer, *, tool_source: str | None = None) -> None:
+        """Raises CheckpointError if a template does not compile."""
+        self.tool_source = source if tool_source is None else tool_source
+        """The template that tools are shown by; it tells how the model writes calls and reasoning."""
+        self._template = SandboxedTemplate(source)
+        self._with_tools = self._template if tool_source is None else SandboxedTemplate(tool_source)
         self._tokenizer = tokenizer
         self._special = {
             name: text for name in _SPECIAL_TOKENS if (text := token_text(tokenizer.config.get(name)))
@@ -65,61 +55,133 @@ class ChatTemplate:
 
     @staticmethod
     def of_checkpoint(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The template in chat_template.jinja or tokenizer_config.json; None if there is none."""
-        path = directory / "chat_template.jinja"
-        if path.is_file():
-            return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer)
-        source = tokenizer.config.get("chat_template")
-        if isinstance(source, list):  # several named templates
-            named = {entry.get("name"): entry.get("template") for entry in source}
-            source = named.get("default")
-        return ChatTemplate(source, tokenizer) if isinstance(source, str) else None
+        """The templates in files of their own or else in tokenizer_config.json; None if there are none."""
+        source = _read(directory / "chat_template.jinja")
+        tool_source = _read(directory / "additional_chat_templates" / "tool_use.jinja")
+        if source is None:
+            source = tokenizer.config.get("chat_template")
+            if isinstance(source, list):  # several named templates
+                named = {entry.get("name"): entry.get("template") for entry in source}
+                source, tool_source = named.get("default"), named.get("tool_use")
+        return ChatTemplate(source, tokenizer, tool_source=tool_source) if isinstance(source, str) else None
 
-    def encode(self, turns: Sequence[Turn]) -> list[int]:
+    def encode(
+        self, turns: Sequence[Turn], tools: Sequence[Tool] = (), variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of the conversation up to where the assistant's next turn begins.
 
-        Special tokens inside a turn's content are encoded as the text they look like.
+        Special tokens inside what a client wrote (content, names, arguments, schemas, variables) are encoded
+        as text. `variables` are the template's own, `enable_thinking` say, with values of JSON's types.
 
         Raises:
-            InvalidRequestError: the template refuses the conversation, with its own words.
+            InvalidRequestError: the template refuses the conversation, with its own words, or does not read
+                tools, calls or a variable that are there.
         """
+        has_calls = any(turn.tool_calls for turn in turns)
+        template = self._with_tools if tools or has_calls else self._template
+        _check_variables(template, variables or {})
         defused: list[str] = []
-        messages = [
-            {"role": turn.role, "content": self._tokenizer.defuse(turn.content, defused)} for turn in turns
-        ]
-        return self._tokenizer.encode_prompt(self.render(messages), defused)
+        given = {
+            **self._defuse(dict(variables or {}), defused),
+            "messages": self._defuse(_messages(turns), defused),
+            "tools": self._defuse([_definition(tool) for tool in tools], defused) or None,
+        }
+        text = self._render(template, given)
+        if tools and self._is_same(text, template, given | {"tools": None}):
+            raise InvalidRequestError("the model's chat template does not know tools", param="tools")
+        if has_calls:
+            without = [{**message, "tool_calls": None} for message in given["messages"]]
+            if self._is_same(text, template, given | {"messages": without}):
+                first = next(index for index, turn in enumerate(turns) if turn.tool_calls)
+                param = f"messages[{first}].tool_calls"
+                raise InvalidRequestError("the model's chat template does not know tool calls", param=param)
+        return self._tokenizer.encode_prompt(_unescaped(text, len(defused)), defused)
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt as text, with the assistant's next turn opened."""
+        return self._render(self._template, {"messages": list(messages), "tools": None})
+
+    def _render(self, template: SandboxedTemplate, given: Mapping[str, Any]) -> str:
+        return template.render({**given, **self._special, "documents": None, "add_generation_prompt": True})
+
+    def _is_same(self, text: str, template: SandboxedTemplate, given: Mapping[str, Any]) -> bool:
+        """True if the prompt is this text also with less given to the template."""
         try:
-            return self._template.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special,
-            )
-        except Exception as error:  # a template is foreign code and may raise anything
+            return self._render(template, given) == text
+        except InvalidRequestError:
+            return False
+
+    def _defuse(self, value: Any, defused: list[str]) -> Any:
+        """The same with no special token in any text, keys included."""
+        if isinstance(value, str):
+            return self._tokenizer.defuse(value, defused)
+        if isinstance(value, dict):
+            return {self._defuse(k, defused): self._defuse(v, defused) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._defuse(item, defused) for item in value]
+        return value
+
+
+def _check_variables(template: SandboxedTemplate, variables: Mapping[str, Any]) -> None:
+    known = template.variables - _OURS
+    for name, value in variables.items():
+        param = f"{_KWARGS}.{shown(name)}"
+        if name not in known:
             raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages"
-            ) from error
+                f"the model's chat template has no variable {shown(name)!r} to set; it has: "
+                + (", ".join(sorted(known)) or "none"),
+                param=param,
+            )
+        if is_deeper(value, MAX_DEPTH):
+            raise InvalidRequestError(f"{param!r} is nested deeper than {MAX_DEPTH} levels", param=param)
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _unescaped(text: str, count: int) -> str:
+    """The prompt with the marks that `tojson` and the printing of lists have escaped as marks again.
 
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    Who writes such an escape as text gets, at worst, a special token's text.
+    """
+    return _ESCAPED.sub(
+        lambda found: f"{OPEN_MARK}{found[1]}{CLOSE_MARK}" if int(found[1]) < count else found[0], text
     )
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """In the form that Hugging Face's templates take; a tool's result has the name of its tool."""
+    names: dict[str, str] = {}
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.reasoning is not None:
+            message["reasoning_content"] = turn.reasoning
+        if turn.tool_calls:
+            message["tool_calls"] = [_call(call) for call in turn.tool_calls]
+            names.update((call.id, call.function.name) for call in turn.tool_calls)
+        if turn.tool_call_id is not None:
+            message["tool_call_id"] = turn.tool_call_id
+            if turn.tool_call_id in names:
+                message["name"] = names[turn.tool_call_id]
+        messages.append(message)
+    return messages
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _definition(tool: Tool) -> dict[str, Any]:
+    """What the model is shown of a tool; templates count on a description and on parameters."""
+    parameters = tool.function.parameters
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.function.name,
+            "description": tool.function.description or "",
+            "parameters": _NO_PARAMETERS if parameters is None else parameters,
+        },
+    }
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

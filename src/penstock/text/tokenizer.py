@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,10 @@ class Tokenizer:
         self._encoder.no_padding()
         _forget_words(self._encoder)
         self.config = read_json(directory / "tokenizer_config.json")
-        self.special_tokens = {
-            token.content: token_id
-            for token_id, token in self._encoder.get_added_tokens_decoder().items()
-            if token.special
-        }
+        added = self._encoder.get_added_tokens_decoder()
+        self.added_tokens = {token.content: token_id for token_id, token in added.items()}
+        """Tokens that are found in a text before it is split into others, special ones included."""
+        self.special_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
         self._literal_ids = self._spell_out(self.special_tokens)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special_ids = frozenset(self.special_tokens.values())
@@ -112,6 +111,12 @@ class Tokenizer:
             errors="replace"
         )
 
+    def showing(self, visible: Collection[str]) -> Decoding:
+        """Decoding that shows some special tokens as text, those of `visible` that there are."""
+        return Decoding(
+            self._encoder, self._special_ids - {self.special_tokens.get(text) for text in visible}
+        )
+
     def _spell_out(self, specials: Iterable[str]) -> dict[str, list[int]]:
         """The ids of special tokens that are written as text."""
         self._encoder.encode_special_tokens = True
@@ -130,6 +135,23 @@ class Tokenizer:
             ids.update(listed)
         named = self._encoder.token_to_id(token_text(self.config.get("eos_token")))
         return frozenset(ids if named is None else ids | {named})
+
+
+class Decoding:
+    """Token ids to text with some tokens left out; see `Tokenizer.showing`."""
+
+    def __init__(self, encoder: RustTokenizer, hidden: frozenset[int]) -> None:
+        self._encoder = encoder
+        self._hidden = hidden
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, hidden tokens left out; broken UTF-8 shows as U+FFFD."""
+        shown = [token for token in ids if token not in self._hidden]
+        return str(self._encoder.decode(shown, skip_special_tokens=False))
+
+    def has_text(self, token: int) -> bool:
+        """False for hidden tokens and for ids of the model's that the tokenizer does not have."""
+        return token not in self._hidden and self._encoder.id_to_token(token) is not None
 
 
 def _forget_words(tokenizer: RustTokenizer) -> None:
