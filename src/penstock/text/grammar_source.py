@@ -1,0 +1,89 @@
+"""From what a client wrote to a grammar as llguidance reads it, with the limits under which it compiles.
+
+The limits make every compilation and every mask end by itself: a thread cannot be stopped from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits
+
+from penstock.protocol.response_format import GrammarSpec
+
+# At most this is put where JSON allows white space: one space, or a new line with its indentation. Without a
+# bound a weak model goes on with spaces until its tokens are used up.
+WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"
+_ANY_OBJECT = '{"type": "object"}'
+
+# What an Earley parser does for a row can grow with its square. Schemas have wide rows that are cheap, four
+# items for each optional property; in a client's own grammar a row as wide is mostly ambiguous and expensive.
+_MAX_ROW = {"lark": 500}
+_DEFAULT_MAX_ROW = 2000
+_MAX_ITEMS = {"lark": 5_000}
+_DEFAULT_MAX_ITEMS = 20_000
+# Derivatives of regular expressions that one mask may take: some milliseconds.
+_MAX_STEP_FUEL = 100_000
+# About 600 bytes each. They are shared by all answers of a grammar.
+_MAX_LEXER_STATES = 50_000
+
+
+def limits(spec: GrammarSpec) -> LLParserLimits:
+    """Bounds on the work for a compilation and for a mask."""
+    return LLParserLimits(
+        max_items_in_row=_MAX_ROW.get(spec.kind, _DEFAULT_MAX_ROW),
+        step_max_items=_MAX_ITEMS.get(spec.kind, _DEFAULT_MAX_ITEMS),
+        step_lexer_fuel=_MAX_STEP_FUEL,
+        max_lexer_states=_MAX_LEXER_STATES,
+        verbose_errors=False,
+    )
+
+
+def translate(spec: GrammarSpec) -> str:
+    """The grammar for `LLMatcher`.
+
+    Raises:
+        ValueError: it cannot be enforced, with the reason.
+    """
+    if spec.kind == "regex":
+        return LLMatcher.grammar_from_regex(spec.source)
+    if spec.kind == "lark":
+        return LLMatcher.grammar_from_lark(spec.source)
+    if spec.kind == "choice":
+        return LLMatcher.grammar_from_lark(_choice(json.loads(spec.source)))
+    if spec.kind == "json_schema":
+        _refuse_inexact(json.loads(spec.source))
+    return LLMatcher.grammar_from_json_schema(
+        spec.source or _ANY_OBJECT, overrides={"whitespace_pattern": WHITESPACE}
+    )
+
+
+def _choice(choices: list[str]) -> str:
+    """Lark writes strings as JSON does."""
+    return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, choices))
+
+
+def _refuse_inexact(schema: dict[str, Any]) -> None:
+    """Refuses what llguidance takes and does not enforce to the letter."""
+    if "x-guidance" in schema:
+        raise ValueError("'x-guidance' is not a keyword of JSON schema")
+    for part in _objects(schema):
+        least, required = part.get("minProperties"), part.get("required")
+        named = len(set(map(str, required))) if isinstance(required, list) else 0
+        # A name that no keyword lists may come twice, and counts once.
+        if isinstance(least, int | float) and least > named + 1:
+            raise ValueError(
+                f"'minProperties' above {named + 1} cannot be enforced here: name more in 'required'"
+            )
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects in a JSON value; its depth was bounded when it was read."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _objects(inner)
