@@ -197,5 +197,5 @@ class GrammarConstraint:
         if self._consumed != list(generated[:done]):
             self._place, self._consumed, done = self._grammar.begin(), [], 0
         for token in generated[done:]:
+            self._consumed.append(token)  # before it can fail: the place is of no use then
             self._place.go_on(token)
-            self._consumed.append(token)

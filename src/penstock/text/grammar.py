@@ -22,7 +22,8 @@ from penstock.base.errors import (
 )
 from penstock.protocol.response_format import GrammarSpec
 from penstock.text.constraint import Grammar, Vocabulary, reason
-from penstock.text.grammar_source import limits, translate
+from penstock.text.grammar_source import has_schema, limits, translate
+from penstock.text.grammar_trial import is_bounded
 from penstock.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,10 @@ def compile_grammar(spec: GrammarSpec, vocabulary: Vocabulary) -> Grammar:
     Raises:
         ValueError: it cannot be compiled or followed within the limits, with the reason.
     """
-    matcher = LLMatcher(vocabulary.tokens, translate(spec), log_level=0, limits=limits(spec))
+    source = translate(spec)
+    if has_schema(spec) and not is_bounded(source, STACK_BYTES):
+        raise ValueError("it takes too much time or memory: simplify it, above all 'allOf' and 'multipleOf'")
+    matcher = LLMatcher(vocabulary.tokens, source, log_level=0, limits=limits(spec))
     if matcher.is_error():
         raise ValueError(reason(matcher.get_error()))
     grammar = Grammar(matcher, vocabulary)

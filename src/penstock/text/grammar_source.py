@@ -18,27 +18,35 @@ from penstock.protocol.response_format import GrammarSpec
 WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 _ANY_OBJECT = '{"type": "object"}'
 
-# What an Earley parser does for a row can grow with its square. Schemas have wide rows that are cheap, four
-# items for each optional property; in a client's own grammar a row as wide is mostly ambiguous and expensive.
-_MAX_ROW = {"lark": 500}
-_DEFAULT_MAX_ROW = 2000
-_MAX_ITEMS = {"lark": 5_000}
-_DEFAULT_MAX_ITEMS = 20_000
-# Derivatives of regular expressions that one mask may take: some milliseconds.
+# What an Earley parser does for one token can grow with the square of a row of its table, and a row is
+# counted when it is complete. So the symbols of a grammar are limited too.
+# A schema's rows are wide and cheap: four items for each optional property. In a client's own grammar a row
+# as wide is mostly ambiguous.
+_MAX_SYMBOLS, _MAX_LARK_SYMBOLS = 20_000, 4_000
+_MAX_ROW, _MAX_LARK_ROW = 2_000, 500
+_MAX_ITEMS, _MAX_LARK_ITEMS = 20_000, 5_000
+# Derivatives of regular expressions for one mask: a few milliseconds.
 _MAX_STEP_FUEL = 100_000
-# About 600 bytes each. They are shared by all answers of a grammar.
+# 600 bytes each, shared by all answers of a grammar.
 _MAX_LEXER_STATES = 50_000
 
 
 def limits(spec: GrammarSpec) -> LLParserLimits:
     """Bounds on the work for a compilation and for a mask."""
+    is_lark = spec.kind == "lark"
     return LLParserLimits(
-        max_items_in_row=_MAX_ROW.get(spec.kind, _DEFAULT_MAX_ROW),
-        step_max_items=_MAX_ITEMS.get(spec.kind, _DEFAULT_MAX_ITEMS),
+        max_grammar_size=_MAX_LARK_SYMBOLS if is_lark else _MAX_SYMBOLS,
+        max_items_in_row=_MAX_LARK_ROW if is_lark else _MAX_ROW,
+        step_max_items=_MAX_LARK_ITEMS if is_lark else _MAX_ITEMS,
         step_lexer_fuel=_MAX_STEP_FUEL,
         max_lexer_states=_MAX_LEXER_STATES,
         verbose_errors=False,
     )
+
+
+def has_schema(spec: GrammarSpec) -> bool:
+    """True if its compilation may take work that `limits` does not bound."""
+    return spec.kind == "json_schema" or (spec.kind == "lark" and "%json" in spec.source)
 
 
 def translate(spec: GrammarSpec) -> str:
