@@ -16,7 +16,8 @@ from grammar_walk import MODEL_VOCAB_SIZE, chat_tokenizer, new_masks, tokens_in,
 from penstock.base.errors import EngineError
 from penstock.protocol.response_format import GrammarSpec, Kind
 from penstock.text.constraint import MAX_REASON_LENGTH, Grammar, Vocabulary, is_allowed, reason
-from penstock.text.grammar import compile_grammar
+from penstock.text.grammar import build_grammar
+from penstock.text.grammar_source import translate
 from penstock.text.tokenizer import Tokenizer
 
 SPECIALS = {
@@ -53,7 +54,8 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 def compiled(kind: Kind, source: str, vocabulary: Vocabulary) -> Grammar:
     """A grammar."""
-    return compile_grammar(GrammarSpec(kind, source, "field"), vocabulary)
+    spec = GrammarSpec(kind, source, "field")
+    return build_grammar(spec, translate(spec), vocabulary)
 
 
 def allowed_after(grammar: Grammar, answer: list[int]) -> list[int]:
@@ -289,4 +291,6 @@ def test_a_bit_is_a_token() -> None:
 def test_a_reason_is_one_short_line() -> None:
     """llguidance writes several, with the grammar."""
     assert reason("a\n  b\n<non-verbose/>") == "a b"
+    assert reason("at 1(8): a\n  ^\n   1 | start: b\n   2 | c") == "at 1(8): a ^"
+    assert reason("at 1(8): failed to compile JSON schema: a\n   1 | start: b") == "a"
     assert len(reason("x" * 10_000)) == MAX_REASON_LENGTH + 1

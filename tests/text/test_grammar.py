@@ -191,6 +191,8 @@ async def test_a_panic_of_the_library_is_a_refusal(tokenizer: Tokenizer) -> None
         ("json_schema", '{"type": "object", "minProperties": 2}', "'minProperties' above 1"),
         ("json_schema", '{"anyOf": [{"required": ["a"], "minProperties": 3}]}', "'minProperties' above 2"),
         ("json_schema", '{"x-guidance": {"lenient": true}}', "x-guidance"),
+        ("json_schema", '{"pattern": "(a", "type": "string"}', "unclosed group"),
+        ("lark", '{"grammars": [{"json_schema": {}}]}', "expecting rule"),
     ],
 )
 async def test_what_cannot_be_enforced_is_refused_with_the_reason(
@@ -248,6 +250,18 @@ HOSTILE: dict[str, tuple[Kind, str]] = {
     "a schema that is itself": ("json_schema", '{"$ref": "#"}'),
     "nested schemas": ("json_schema", '{"items":' * 500 + "{}" + "}" * 500),
     "a product of options": ("json_schema", '{"allOf":[' + ",".join([OPTIONS] * 12) + "]}"),
+    "many intersections": (
+        "json_schema",
+        '{"allOf":[' + numbered(32, '{"pattern":"(a|b)#.*[c-f]{3,9}"}') + "]}",
+    ),
+    "many multiples": (
+        "json_schema",
+        '{"allOf":[' + numbered(12, '{"type":"integer","multipleOf":9#7}') + "]}",
+    ),
+    "schemas in a grammar": (
+        "lark",
+        'start: %json {"allOf":[' + numbered(32, '{"pattern":"(a|b)#.*"}') + "]}",
+    ),
     "a great multiple": ("json_schema", '{"type":"integer","multipleOf":99991,"maximum":1000000000000000}'),
     "great bounds": ("json_schema", '{"type":"integer","minimum":-1e300,"maximum":1e300}'),
     "many items": ("json_schema", '{"type":"array","items":{"type":"integer"},"minItems":1000000000}'),
@@ -269,7 +283,7 @@ async def test_hostile_grammars_end_in_time(tokenizer: Tokenizer, name: str) -> 
     """Refused or compiled, never a crash; what compiles is followed to its end or to a limit."""
     kind, source = HOSTILE[name]
     compiler = GrammarCompiler(tokenizer, MODEL_VOCAB_SIZE, timeout_s=60.0)
-    with suppress(InvalidRequestError):
+    with suppress(InvalidRequestError):  # here the time is not what it ends by
         grammar = await compiler.compile(spec(source, kind))
         with suppress(EngineError):  # a limit is reached
             answer, is_finished = walk(grammar, 0, patience=20, limit=200)

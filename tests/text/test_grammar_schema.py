@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from grammar_walk import MODEL_VOCAB_SIZE, chat_tokenizer, walk
 from penstock.protocol.response_format import GrammarSpec
 from penstock.text.constraint import Grammar, Vocabulary
-from penstock.text.grammar import compile_grammar
+from penstock.text.grammar import build_grammar
+from penstock.text.grammar_source import translate
 from penstock.text.tokenizer import Tokenizer
 
 NAMES = st.sampled_from(["a", "b", "name", "ключ", "😀", 'q"\\', "a\n", "", "minimum", "/"])
@@ -34,7 +35,8 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 def compiled(schema: Any, vocabulary: Vocabulary) -> Grammar:
     """A schema, compiled."""
-    return compile_grammar(GrammarSpec("json_schema", json.dumps(schema), "schema"), vocabulary)
+    spec = GrammarSpec("json_schema", json.dumps(schema), "schema")
+    return build_grammar(spec, translate(spec), vocabulary)
 
 
 def optional(**keywords: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

@@ -6,6 +6,7 @@ follow, and none elsewhere, even if the grammar names one or an end token is tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from penstock.text.tokenizer import Tokenizer
 
 Mask = NDArray[np.int32]
 MAX_REASON_LENGTH = 400
+_SHOWN_LINES = re.compile(r"\n<|\n\s*\d+ \| ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ def is_allowed(row: Mask, token: int) -> bool:
 
 
 def reason(message: str) -> str:
-    """llguidance's words in one line of bounded length, without its marks."""
-    text = " ".join(message.split("\n<", 1)[0].split())
+    """llguidance's words in one line of bounded length, without the lines of the grammar that it shows."""
+    text = message.rpartition("failed to compile JSON schema: ")[2]
+    text = " ".join(_SHOWN_LINES.split(text, maxsplit=1)[0].split())
     return text if len(text) <= MAX_REASON_LENGTH else f"{text[:MAX_REASON_LENGTH]}…"
 
 

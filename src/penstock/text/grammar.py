@@ -207,7 +207,7 @@ class GrammarCompiler:
 
 
 def compile_grammar(spec: GrammarSpec, vocabulary: Vocabulary) -> Grammar:
-    """Compiles and rehearses a grammar; blocks. On a thread with a stack of STACK_BYTES.
+    """Tries, compiles and rehearses a grammar; blocks. On a thread with a stack of STACK_BYTES.
 
     Raises:
         ValueError: it cannot be compiled or followed within the limits, with the reason.
@@ -215,6 +215,15 @@ def compile_grammar(spec: GrammarSpec, vocabulary: Vocabulary) -> Grammar:
     source = translate(spec)
     if has_schema(spec) and not is_bounded(source, STACK_BYTES):
         raise ValueError("it takes too much time or memory: simplify it, above all 'allOf' and 'multipleOf'")
+    return build_grammar(spec, source, vocabulary)
+
+
+def build_grammar(spec: GrammarSpec, source: str, vocabulary: Vocabulary) -> Grammar:
+    """Compiles what `translate` made of a specification, without a trial before.
+
+    Raises:
+        ValueError: see `compile_grammar`.
+    """
     matcher = LLMatcher(vocabulary.tokens, source, log_level=0, limits=limits(spec))
     if matcher.is_error():
         raise ValueError(reason(matcher.get_error()))
