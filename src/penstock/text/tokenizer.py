@@ -57,6 +57,10 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return int(self._encoder.get_vocab_size(with_added_tokens=True))
 
+    def to_json(self) -> str:
+        """All of it in the form of tokenizer.json."""
+        return str(self._encoder.to_str())
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`; special tokens written in it count as such.
 
