@@ -94,7 +94,12 @@ def report(figures: dict[str, Any]) -> tuple[list[Bar], str]:
         for name, found in lookups.items()
     ]
     rows.append(
-        ["JSON, batch 8", summary(figures["json"]["free"]), summary(figures["json"]["schema"]), summary(cost, 2)]
+        [
+            "JSON, batch 8",
+            summary(figures["json"]["free"]),
+            summary(figures["json"]["schema"]),
+            summary(cost, 2),
+        ]
     )
     speeds = table(["work", "tokens/s without", "with", "ratio"], rows)
     return bars, f"{speeds}\n\n{bars_table(bars)}"
@@ -102,7 +107,9 @@ def report(figures: dict[str, Any]) -> tuple[list[Bar], str]:
 
 def main() -> None:
     """Runs all and writes the results; a whole run writes the page too."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=LEAST_REPEATS)
     repeats = parser.parse_args().repeats
     figures = measure(repeats)

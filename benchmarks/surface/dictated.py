@@ -60,9 +60,7 @@ def texts() -> dict[str, Text]:
     pages = sorted((ROOT / "docs").glob("*.md"))
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(
-        vocab_size=VOCABULARY, show_progress=False, initial_alphabet=ByteLevel.alphabet()
-    )
+    trainer = BpeTrainer(vocab_size=VOCABULARY, show_progress=False, initial_alphabet=ByteLevel.alphabet())
     tokenizer.train([str(path) for path in (*sources, *pages)], trainer)
 
     def encode(text: str) -> list[int]:

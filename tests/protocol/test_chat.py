@@ -15,6 +15,7 @@ from openai.types.chat import (
     ChatCompletionContentPartTextParam,
     ChatCompletionDeveloperMessageParam,
     ChatCompletionSystemMessageParam,
+    ChatCompletionToolMessageParam,
     ChatCompletionUserMessageParam,
 )
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
@@ -45,17 +46,13 @@ ASKS: dict[str, list[Any]] = {
     "metadata": [{"a": "b"}],
     "modalities": [["text", "audio"], ["audio"], []],
     "moderation": [{"model": "omni"}],
-    "parallel_tool_calls": ["yes"],
     "prediction": [{"type": "content", "content": "x"}],
     "prompt_cache_key": ["k"],
     "prompt_cache_options": [{"mode": "explicit"}, {}],
     "prompt_cache_retention": ["24h", "in_memory"],
     "reasoning_effort": ["none", "low", "high"],
-    "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, {}],
     "safety_identifier": ["s"],
     "store": [True],
-    "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}],
-    "tools": [[{"type": "function", "function": {"name": "f"}}]],
     "verbosity": ["low", "high"],
     "web_search_options": [{}],
 }
@@ -100,11 +97,13 @@ def test_every_stream_option_of_openais_schema_is_known() -> None:
         ChatCompletionDeveloperMessageParam,
         ChatCompletionUserMessageParam,
         ChatCompletionAssistantMessageParam,
+        ChatCompletionToolMessageParam,
     ],
 )
 def test_every_field_of_openais_messages_is_built_or_refused_by_name(theirs: Any) -> None:
     """For the roles that are built."""
-    assert set(theirs.__annotations__) - {"role", "content"} - set(UNBUILT_IN_MESSAGE) == set()
+    built = {field.encode_name for field in msgspec.structs.fields(Message)}
+    assert set(theirs.__annotations__) - built - set(UNBUILT_IN_MESSAGE) == set()
 
 
 def test_every_field_of_openais_text_parts_is_built_or_refused_by_name() -> None:
@@ -207,16 +206,38 @@ def test_a_wrong_value_is_refused_with_its_path(change: dict[str, Any], param: s
 
 
 @pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}],
+          "response_format": {"type": "json_object"}},
+         "response_format"),
+        ({"regex": "a", "grammar": "start: \"a\""}, "grammar"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required",
+          "ignore_eos": True}, "ignore_eos"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]},
+         "messages[0].reasoning_content"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fields_that_do_not_fit_together_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    """Which of them to leave out is said."""
+    with pytest.raises(InvalidRequestError) as caught:
+        read(request(**fields))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[1].role"),
         ({"role": "function", "content": "x", "name": "f"}, "messages[1].role"),
         ({"role": "user", "content": "x", "name": "joe"}, "messages[1].name"),
         ({"role": "assistant", "content": "x", "refusal": "no"}, "messages[1].refusal"),
-        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls"),
         ({"role": "assistant", "function_call": {"name": "f"}}, "messages[1].function_call"),
         ({"role": "assistant", "audio": {"id": "a"}}, "messages[1].audio"),
-        ({"role": "assistant", "content": "x", "reasoning_content": "hm"}, "messages[1].reasoning_content"),
         ({"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]},
          "messages[1].content[1].type"),
         ({"role": "user", "content": [{"type": "text", "text": "x", "prompt_cache_breakpoint": {}}]},
@@ -229,7 +250,7 @@ def test_a_wrong_value_is_refused_with_its_path(change: dict[str, Any], param: s
 def test_what_is_not_built_inside_a_message_is_refused_with_its_path(
     message: dict[str, Any], param: str
 ) -> None:
-    """Tools, names, images: named, not dropped."""
+    """Names, images, what tools replaced: named, not dropped."""
     with pytest.raises(UnsupportedParameterError) as caught:
         read(request(messages=[{"role": "user", "content": "x"}, message]))
     assert caught.value.param == param

@@ -112,6 +112,10 @@ def engine(
     ] = "~/.cache/penstock/kernels",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: chosen from model and cores.")] = 0,
+    tool_format: Annotated[
+        str, typer.Option(help="Of tool calls: auto, none, hermes, llama3_json or mistral.")
+    ] = "auto",
+    reasoning: Annotated[str, typer.Option(help="Split <think> off the answer: auto or none.")] = "auto",
     max_model_len: Annotated[int, typer.Option(help="Longest prompt plus answer; 0: the model's own.")] = 0,
     max_sequences: Annotated[int, typer.Option(help="Sequences in one step.")] = 64,
     max_waiting: Annotated[int, typer.Option(help="Requests queued before new ones get 429.")] = 256,

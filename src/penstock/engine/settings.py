@@ -43,6 +43,13 @@ class EngineSettings(BaseModel):
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0: one per core, one in all below 20 M parameters"
     )
+    tool_format: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = Field(
+        "auto", description="how the model writes tool calls; auto: as its chat template does"
+    )
+    reasoning: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: what a chat template's <think> tags hold is reasoning; none: all is content",
+    )
     max_model_len: int = Field(
         0, ge=0, description="longest prompt plus answer, tokens; 0: the model's own, capped by the KV pool"
     )

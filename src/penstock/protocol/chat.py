@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -10,9 +10,19 @@ from msgspec import UNSET, Meta, UnsetType
 from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
 from penstock.protocol.generation import GenerationRequest, MaxTokens, TokenLimit, TopLogprobs
 from penstock.protocol.strict import NOT_JSON, Unbuilt, read_request, refuse_unbuilt, shown
+from penstock.protocol.tools import (
+    AnswerToolCall,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+    Tools,
+    ToolUse,
+    check_history,
+    resolve_tool_use,
+)
 from penstock.protocol.usage import Usage
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 UNBUILT: Unbuilt = {
     "audio": (),
@@ -21,17 +31,13 @@ UNBUILT: Unbuilt = {
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),  # not even "none": a model that thinks by its template thinks
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -42,10 +48,7 @@ UNBUILT_IN_MESSAGE: Unbuilt = {
     "audio": (),
     "function_call": (),
     "name": (),
-    "reasoning_content": (),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 
 
@@ -65,6 +68,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Role
     content: str | list[ContentPart] | None = None
+    reasoning_content: str | None = None
+    """What the assistant thought, as it was answered with (DeepSeek's and vLLM's name)."""
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
@@ -72,6 +79,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
+
+
+_BUILT_IN_MESSAGE = frozenset(field.encode_name for field in msgspec.structs.fields(Message))
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -82,6 +92,20 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """vLLM's name: variables of the chat template."""
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The tools that the model may or must call; None for none.
+
+        Raises:
+            InvalidRequestError: the fields do not fit together; `param` names one.
+        """
+        return resolve_tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -121,6 +145,18 @@ def read_chat_request(body: bytes) -> ChatRequest:
     for index, message in enumerate(request.messages):
         if message.content is None and message.role != "assistant":
             raise InvalidRequestError("content is missing", param=f"messages[{index}].content")
+        if message.reasoning_content is not None and message.role != "assistant":
+            param = f"messages[{index}].reasoning_content"
+            raise InvalidRequestError(f"only an assistant has {param!r}", param=param)
+    check_history(request.messages)
+    use = request.tool_use
+    if use is not None and use.is_forced:
+        request.refuse_free_ends("tool_choice")
+    if use is not None and request.form is not None:
+        raise InvalidRequestError(
+            f"{request.form.param!r} leaves no room for calls: leave out 'tools', or 'tool_choice': 'none'",
+            param=request.form.param,
+        )
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
     request.check()
@@ -135,9 +171,11 @@ def _refuse_parts(body: bytes) -> None:
         return  # the typed reading that follows says what is wrong, with the path
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        if bytes(message.get("role", b"")) in (b'"tool"', b'"function"'):
-            raise UnsupportedParameterError(f"tools are not supported: {where}.role", param=f"{where}.role")
-        rest = {name: raw for name, raw in message.items() if name not in ("role", "content")}
+        if bytes(message.get("role", b"")) == b'"function"':
+            raise UnsupportedParameterError(
+                f"{where}.role is 'function', which was replaced by 'tool'", param=f"{where}.role"
+            )
+        rest = {name: raw for name, raw in message.items() if name not in _BUILT_IN_MESSAGE}
         refuse_unbuilt(rest, UNBUILT_IN_MESSAGE, f"{where}.")
         if bytes(message.get("content", b"")).lstrip()[:1] == b"[":
             _refuse_content(message["content"], f"{where}.content")
@@ -190,6 +228,7 @@ class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     refusal: None = None
     reasoning_content: str | UnsetType = UNSET
     """What the model thought, where its checkpoint marks that (DeepSeek's and vLLM's name)."""
+    tool_calls: list[AnswerToolCall] | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +258,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,12 @@ import msgspec
 from msgspec import Meta
 
 from penstock.base.errors import InvalidRequestError, UnsupportedParameterError
+from penstock.protocol.response_format import (
+    GrammarSpec,
+    ResponseFormat,
+    StructuredOutputs,
+    read_grammar,
+)
 from penstock.protocol.strict import shown
 
 MAX_STOP_STRINGS = 4  # OpenAI's limit
@@ -94,6 +100,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """vLLM's name: below 0 before others, above 0 after them; ours has these three classes."""
     service_tier: Tier | None = None
     """OpenAI's: `priority` before others, `flex` after them."""
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's, as the two below are vLLM's or SGLang's."""
+    regex: str | None = None
+    grammar: str | None = None
+    """In Lark."""
     cache_salt: CacheSalt | None = None
     """vLLM's name: cached prefixes are shared only between requests that give the same one, or none."""
     user: Name | None = None
@@ -139,6 +151,20 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return TokenLimit("max_tokens", self.max_tokens)
 
     @property
+    def form(self) -> GrammarSpec | None:
+        """The form that the answer must have; None for any.
+
+        Raises:
+            InvalidRequestError: two forms, or one that cannot be read; `param` names the field.
+        """
+        return read_grammar(
+            response_format=self.response_format,
+            structured_outputs=self.structured_outputs,
+            regex=self.regex,
+            grammar=self.grammar,
+        )
+
+    @property
     def log_fields(self) -> dict[str, str]:
         """What of the request goes into its log line."""
         return {} if self.user is None else {"user": self.user}
@@ -156,6 +182,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 "'priority' and 'service_tier' exclude each other", param="service_tier"
             )
         _ = self.biases
+        if self.form is not None:
+            self.refuse_free_ends(self.form.param)
+
+    def refuse_free_ends(self, param: str) -> None:
+        """Raises if something is asked for that keeps an answer from ending where its form ends."""
+        for name, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+            if value:
+                raise InvalidRequestError(f"{name!r} and {param!r} exclude each other", param=name)
 
     def _check_stream_options(self) -> None:
         if self.stream_options is None:

@@ -24,6 +24,7 @@ from penstock.replica.generation import Generation, Piece
 from penstock.replica.meter import AnswerEnd, RequestMeter
 from penstock.replica.model import ServedModel
 from penstock.replica.shapes import Asked, Collected, Shape
+from penstock.text.detokenizer import Decodes
 from penstock.text.fragments import OutputParser
 
 DialectName = Literal["chat", "completions"]
@@ -69,7 +70,10 @@ class Job:
     log_fields: Mapping[str, str]
     resumed: Sequence[Resumed] = ()
     """What another engine has done of it, one for each choice; empty: nothing."""
+    decodes: Decodes
+    """Shows the special tokens that the parser looks for."""
     new_parser: Callable[[], OutputParser] | None = None
+    """Takes answers apart; None if all text is content."""
 
 
 @dataclass(slots=True)
@@ -150,7 +154,7 @@ async def _choices(model: ServedModel, job: Job) -> AsyncIterator[list[Choice]]:
 def _begin(model: ServedModel, job: Job, index: int) -> Choice:
     """A choice that has taken in what another engine has done of it."""
     parser = None if job.new_parser is None else job.new_parser()
-    choice = Choice(index, Generation(model.tokenizer, job.stops, parser))
+    choice = Choice(index, Generation(job.decodes, job.stops, parser))
     if job.resumed:
         before = job.resumed[index]
         choice.collected.add(Piece(choice.generation.resume(before.tokens)))

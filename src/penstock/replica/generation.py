@@ -43,12 +43,12 @@ class Generation:
     def resume(self, tokens: Sequence[int]) -> list[Fragment]:
         """Takes in the tokens that another engine has generated; gives what was said there.
 
-        If a stop string is among it, `finish_reason` is set and nothing is to follow.
+        If it holds the answer's end, a stop string say, `finish_reason` is set and nothing is to follow.
         """
         fragments: list[Fragment] = []
         for token in tokens:
             fragments += self._take(token)
-            if self._is_stopped():
+            if self._is_over():
                 self._end("stop", fragments)
                 break
         return fragments
@@ -78,23 +78,24 @@ class Generation:
             fragments = self._take(output.token)
         elif output.token is not None:
             self.num_tokens += 1
-        if self._is_stopped():
+        if self._is_over():
             self._end("stop", fragments)
         elif output.finish is not None:
             text = self._matcher.push(self._detokenizer.flush())
             fragments += self._parse(text + self._matcher.flush())
-            self._end("stop" if self._is_stopped() else _REASONS[output.finish], fragments)
+            self._end("stop" if self._is_over() else _REASONS[output.finish], fragments)
         if output.logprobs is None or output.token is None:
             return Piece(fragments)
         return Piece(fragments, (output.token, output.logprobs))
-
-    def _is_stopped(self) -> bool:
-        return self._matcher.is_stopped
 
     def _take(self, token: int) -> list[Fragment]:
         self.num_tokens += 1
         self.tokens.append(token)
         return self._parse(self._matcher.push(self._detokenizer.push(token)))
+
+    def _is_over(self) -> bool:
+        """True if nothing that follows belongs to the answer."""
+        return self._matcher.is_stopped or (self._parser is not None and self._parser.is_complete)
 
     def _parse(self, text: str) -> list[Fragment]:
         if not text:

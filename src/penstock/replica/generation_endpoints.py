@@ -15,9 +15,10 @@ from penstock.base.ids import new_id
 from penstock.engine.prompt_logprobs import PromptLogprobs
 from penstock.engine.sequence import Priority
 from penstock.engine.service import Options
-from penstock.protocol.chat import ChatRequest, Role, read_chat_request
+from penstock.protocol.chat import ChatRequest, read_chat_request
 from penstock.protocol.completions import CompletionRequest, read_completion_request
 from penstock.protocol.generation import GenerationRequest
+from penstock.replica import conversation
 from penstock.replica.answer import DialectName, Job, Prompt, answer
 from penstock.replica.echo import Echo
 from penstock.replica.handoff import LiveRequests, State, read_export_request, read_state
@@ -25,15 +26,6 @@ from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
 from penstock.replica.request_timeout import read_request_timeout
 from penstock.replica.shapes import Asked, ChatShape, CompletionShape, Shape
-from penstock.text.template import Turn
-
-# The template's word for each role: templates know no developer, which is OpenAI's newer word for system.
-_TEMPLATE_ROLES: dict[Role, str] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
 
 
 class GenerationEndpoints:
@@ -60,8 +52,8 @@ class GenerationEndpoints:
         request = read_chat_request(body)
         self._admit(request, 1)
         # Off the event loop: rendering and tokenising a long conversation takes milliseconds.
-        tokens = await asyncio.to_thread(self._encode_chat, request)
-        job = self._chat_job(request, tokens, options)
+        tokens = await asyncio.to_thread(conversation.encode, self._model, request)
+        job = await self._chat_job(request, tokens, options)
         await self._answer(exchange, job, arrival, body)
 
     async def _complete(self, exchange: Exchange) -> None:
@@ -70,7 +62,7 @@ class GenerationEndpoints:
         request = read_completion_request(body)
         self._admit(request, len(request.prompts))
         encoded = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in request.prompts])
-        job = self._completion_job(request, encoded, options)
+        job = await self._completion_job(request, encoded, options)
         await self._answer(exchange, job, arrival, body)
 
     async def _export(self, exchange: Exchange) -> None:
@@ -89,11 +81,11 @@ class GenerationEndpoints:
         if state.endpoint == "chat":
             chat = read_chat_request(body)
             self._admit(chat, 1)
-            job = self._chat_job(chat, state.prompts[0], options, state)
+            job = await self._chat_job(chat, state.prompts[0], options, state)
         else:
             completion = read_completion_request(body)
             self._admit(completion, len(state.prompts))
-            job = self._completion_job(completion, state.prompts, options, state)
+            job = await self._completion_job(completion, state.prompts, options, state)
         if len(state.answers) != len(job.prompts) * job.num_choices:
             raise InvalidRequestError(
                 "'answers' needs an entry for every answer of the request", param="answers"
@@ -110,14 +102,15 @@ class GenerationEndpoints:
         self._model.check_name(request.model)
         self._model.service.refuse_if_full(num_prompts * request.num_choices)
 
-    def _chat_job(
+    async def _chat_job(
         self, request: ChatRequest, tokens: list[int], options: Options, state: State | None = None
     ) -> Job:
         asked = self._asked(request, request.num_logprobs, "chatcmpl", state)
-        prompts = self._prompts(request, [(tokens, options)], request.num_logprobs, state)
-        return self._job(request, "chat", prompts, ChatShape(asked), asked, state)
+        reading = await conversation.reading(self._model, request, tokens)
+        prompts = self._prompts(request, [(tokens, options)], request.num_logprobs, reading, state)
+        return self._job(request, "chat", prompts, ChatShape(asked), asked, reading, state)
 
-    def _completion_job(
+    async def _completion_job(
         self,
         request: CompletionRequest,
         encoded: list[list[int]],
@@ -134,9 +127,11 @@ class GenerationEndpoints:
             for prompt, tokens in zip(request.prompts, encoded, strict=True)
         ]
         given = [(tokens, _with_readout(options, echo)) for tokens, echo in zip(encoded, echoes, strict=True)]
-        prompts = self._prompts(request, given, request.num_logprobs, state)
+        new_constraint = await conversation.constraint_of(self._model, request.form)
+        reading = conversation.Reading(self._model.tokenizer, new_constraint=new_constraint)
+        prompts = self._prompts(request, given, request.num_logprobs, reading, state)
         shape = CompletionShape(asked, echoes, request.num_choices)
-        return self._job(request, "completions", prompts, shape, asked, state)
+        return self._job(request, "completions", prompts, shape, asked, reading, state)
 
     def _asked(
         self, request: GenerationRequest, logprobs: int | None, prefix: str, state: State | None
@@ -156,6 +151,7 @@ class GenerationEndpoints:
         request: GenerationRequest,
         given: Sequence[tuple[list[int], Options]],
         logprobs: int | None,
+        reading: conversation.Reading,
         state: State | None,
     ) -> list[Prompt]:
         urgency = request.urgency
@@ -168,7 +164,7 @@ class GenerationEndpoints:
                 samplings = self._model.resumed_samplings(
                     samplings, len(tokens), state.seed, state.max_tokens[index]
                 )
-            prompts.append(Prompt(tokens, samplings, {**options, **more}))
+            prompts.append(Prompt(tokens, samplings, {**options, **more}, reading.new_constraint))
         return prompts
 
     def _job(
@@ -178,6 +174,7 @@ class GenerationEndpoints:
         prompts: list[Prompt],
         shape: Shape,
         asked: Asked,
+        reading: conversation.Reading,
         state: State | None,
     ) -> Job:
         return Job(
@@ -190,22 +187,14 @@ class GenerationEndpoints:
             streams=bool(request.stream),
             include_usage=request.includes_usage,
             log_fields=request.log_fields,
+            decodes=reading.decodes,
+            new_parser=reading.new_parser,
             resumed=() if state is None else [one.resumed() for one in state.answers],
         )
 
     async def _answer(self, exchange: Exchange, job: Job, arrival: float, body: bytes) -> None:
         with self._live.hold(exchange.request_id, job, body) as live:
             await answer(exchange, self._model, job, self._meters.begin(arrival), live.begin)
-
-    def _encode_chat(self, request: ChatRequest) -> list[int]:
-        if self._model.template is None:
-            raise InvalidRequestError(
-                f"the model {self._model.name!r} has no chat template; use /v1/completions", param="messages"
-            )
-        self._model.refuse_long_text(sum(len(message.text) for message in request.messages), "messages")
-        return self._model.template.encode(
-            [Turn(_TEMPLATE_ROLES[message.role], message.text) for message in request.messages]
-        )
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -27,8 +27,11 @@ from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import read_config
 from penstock.replica.model import SamplingDefaults, ServedModel
+from penstock.text.grammar import GrammarCompiler
+from penstock.text.reasoning import choose_reasoning
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
+from penstock.text.tools.choice import tool_format
 
 logger = structlog.get_logger(__name__)
 PROGRESS_EVERY_S = 2.0
@@ -75,6 +78,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         device=str(compute.device),
         threads=threads,
     )
+    tool_source = None if template is None else template.tool_source
     return ServedModel(
         name=name,
         created=int(time.time()),
@@ -84,6 +88,9 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         service=EngineService(core, settings.max_sequences + settings.max_waiting),
         max_model_len=memory.max_model_len,
         memory=memory,
+        grammars=GrammarCompiler(tokenizer, spec.vocab_size),
+        tool_format=tool_format(settings.tool_format, tool_source, tokenizer),
+        reasoning=choose_reasoning(tool_source) if settings.reasoning == "auto" else None,
         vocab_size=spec.vocab_size,
     )
 

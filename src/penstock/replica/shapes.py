@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,11 +13,12 @@ from penstock.engine.sampling import TokenLogprobs
 from penstock.protocol.chat import AnswerMessage, ChatChunk, ChatCompletion, Choice, ChunkChoice, Delta
 from penstock.protocol.completions import Completion, CompletionChoice, CompletionLogprobs
 from penstock.protocol.stream import Event
+from penstock.protocol.tools import AnswerFunction, AnswerToolCall, ToolCallDelta
 from penstock.protocol.usage import Usage
 from penstock.replica.echo import Echo
 from penstock.replica.generation import Piece
 from penstock.replica.logprobs import CompletionLogprobsBuilder, chat_logprobs
-from penstock.text.fragments import Content, Fragment, Reasoning
+from penstock.text.fragments import CallArguments, CallStart, Content, Fragment, Reasoning
 from penstock.text.tokenizer import Tokenizer
 
 _encode = msgspec.json.Encoder().encode
@@ -153,17 +154,40 @@ class ChatShape:
 
 
 def _delta(fragment: Fragment) -> Delta:
-    if isinstance(fragment, Content):
-        return Delta(content=fragment.text)
-    if isinstance(fragment, Reasoning):
-        return Delta(reasoning_content=fragment.text)
-    raise NotImplementedError
+    match fragment:
+        case Content(text):
+            return Delta(content=text)
+        case Reasoning(text):
+            return Delta(reasoning_content=text)
+        case CallStart(index, call_id, name):
+            return Delta(tool_calls=[ToolCallDelta.opening(index, call_id, name)])
+        case CallArguments(index, text):
+            return Delta(tool_calls=[ToolCallDelta.more(index, text)])
 
 
 def _message(answer: Collected) -> AnswerMessage:
+    calls = _calls(answer.fragments)
+    content = answer.text_of(Content)
     return AnswerMessage(
-        content=answer.text_of(Content), reasoning_content=answer.text_of(Reasoning) or UNSET
+        content=content if content or not calls else None,
+        reasoning_content=answer.text_of(Reasoning) or UNSET,
+        tool_calls=calls or UNSET,
     )
+
+
+def _calls(fragments: Iterable[Fragment]) -> list[AnswerToolCall]:
+    starts = [fragment for fragment in fragments if isinstance(fragment, CallStart)]
+    arguments: dict[int, list[str]] = {start.index: [] for start in starts}
+    for fragment in fragments:
+        if isinstance(fragment, CallArguments):
+            arguments[fragment.index].append(fragment.text)
+    return [
+        AnswerToolCall(
+            id=start.id,
+            function=AnswerFunction(name=start.name, arguments="".join(arguments[start.index])),
+        )
+        for start in starts
+    ]
 
 
 class CompletionShape:
