@@ -88,6 +88,10 @@ def test_a_forced_call_comes_with_its_grammar(tokenizer: Tokenizer) -> None:
         ids = tokenizer.encode(answer, add_special_tokens=False)
         matcher = LLMatcher(guide, inside.grammar)
         assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) == is_whole
+    assert inside.spelled_grammar is not None
+    matcher = LLMatcher(LLTokenizer("byte"), inside.spelled_grammar)
+    assert matcher.try_consume_tokens(list((THOUGHT + CALL).encode())) == len(THOUGHT + CALL)
+    assert matcher.is_accepting()
     assert read(tokenizer, inside, THOUGHT + CALL) == [Reasoning("hm"), *call(0, "f", "{}")]
     assert inside.parser.is_complete
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.base.errors import InvalidRequestError
@@ -12,6 +12,7 @@ from penstock.text.fragments import OutputParser, PlainText
 from penstock.text.reasoning import ReasoningParser, choose_reasoning
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tools.choice import FormatName, tool_format
+from penstock.text.tools.tool_format import ToolFormat
 
 # Tokens at a prompt's end that are looked at for an opened tag, which may be spelled letter by letter.
 _NUM_LAST_TOKENS = 32
@@ -26,6 +27,8 @@ class AnswerReading:
     parser: OutputParser
     grammar: str | None
     """In llguidance's Lark, which holds the answer to a call that is forced; None: it is free."""
+    spelled_grammar: str | None
+    """The same with marks spelled out, for a trial over a vocabulary of bytes, which lacks their tokens."""
 
 
 class AnswerFormat:
@@ -53,15 +56,25 @@ class AnswerFormat:
                 )
             marks |= self._tools.visible_tokens
             parser = self._tools.parser(use.callable, parallel=use.is_parallel)
-        opening = None
+        is_inside = False
         if self._reasoning is not None:
             marks |= self._reasoning.visible_tokens
             prompt_end = self._tokenizer.showing(marks).decode(prompt[-_NUM_LAST_TOKENS:])
             is_inside = self._reasoning.is_open(prompt_end)
             parser = ReasoningParser(self._reasoning, parser, starts_inside=is_inside)
-            opening = self._reasoning.lark(self._tokenizer.added_tokens, starts_inside=is_inside)
-        grammar = None
-        if use is not None and use.is_forced and self._tools is not None:
-            grammar = self._tools.grammar(use.callable, parallel=use.is_parallel, opening=opening)
         decoding = self._tokenizer.showing(marks) if marks else self._tokenizer
-        return AnswerReading(decoding, parser, grammar)
+        if use is None or not use.is_forced or self._tools is None:
+            return AnswerReading(decoding, parser, None, None)
+        return AnswerReading(
+            decoding,
+            parser,
+            self._grammar(self._tools, self._tokenizer.added_tokens, use, is_inside),
+            self._grammar(type(self._tools)({}), {}, use, is_inside),
+        )
+
+    def _grammar(self, form: ToolFormat, tokens: Mapping[str, int], use: ToolUse, is_inside: bool) -> str:
+        """Of calls in this form, with what `tokens` has as tokens."""
+        opening = None
+        if self._reasoning is not None:
+            opening = self._reasoning.lark(tokens, starts_inside=is_inside)
+        return form.grammar(use.callable, parallel=use.is_parallel, opening=opening)
