@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +87,15 @@ class PlainText:
 def merged(fragments: Iterable[Fragment]) -> list[Fragment]:
     """The same with adjacent pieces of one text joined, in linear time."""
     whole: list[Fragment] = []
-    for _, group in groupby(fragments, key=_run):
-        first, *others = group
-        if others and not isinstance(first, CallStart):
-            text = "".join(
-                [first.text, *(piece.text for piece in others if not isinstance(piece, CallStart))]
-            )
-            first = (
-                CallArguments(first.index, text) if isinstance(first, CallArguments) else type(first)(text)
-            )
-        whole.append(first)
+    for (kind, index), group in groupby(fragments, key=_text_of):
+        if kind is CallStart:
+            whole += group
+            continue
+        text = "".join(piece.text for piece in group if not isinstance(piece, CallStart))
+        whole.append(kind(text) if index is None else CallArguments(index, text))
     return whole
 
 
-def _run(fragment: Fragment) -> Hashable:
-    """The same for fragments that continue one another."""
-    if isinstance(fragment, CallStart):
-        return fragment.index, CallStart
-    return getattr(fragment, "index", None), type(fragment)
+def _text_of(fragment: Fragment) -> tuple[type[Any], int | None]:
+    """Which text it is a piece of."""
+    return type(fragment), fragment.index if isinstance(fragment, CallArguments) else None

@@ -150,7 +150,7 @@ class Decoding:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, hidden tokens left out; broken UTF-8 shows as U+FFFD."""
-        shown = [token for token in ids if token not in self._hidden]
+        shown = ids if self._hidden.isdisjoint(ids) else [token for token in ids if token not in self._hidden]
         return str(self._encoder.decode(shown, skip_special_tokens=False))
 
     def has_text(self, token: int) -> bool:

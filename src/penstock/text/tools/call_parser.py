@@ -71,8 +71,7 @@ class CallParser(IncrementalParser):
         return False
 
     def _break_off(self) -> Script[None]:
-        """What is held is no call: content, unless it is the unfinished end of one that the text's end
-        cut."""
+        """What is held is no call: content, unless it is the end of one, unfinished as the text ended."""
         if self._has_begun and not (yield from self._next()):
             self._drop()
         self._release()

@@ -60,8 +60,7 @@ class ToolFormat(ABC):
 
 
 def lark_grammar(calls: str, opening: str | None, rules: Sequence[str]) -> str:
-    """A whole grammar: the right side of the rule `calls`, `opening` as in ToolFormat.grammar, other
-    rules."""
+    """A whole grammar of the right side of the rule `calls`, `opening` (see ToolFormat), other rules."""
     start = "start: calls" if opening is None else f"start: opening calls\n{opening}"
     return "\n".join([start, f"calls: {calls}", *rules, ""])
 
