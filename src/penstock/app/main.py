@@ -119,6 +119,11 @@ def engine(
         float, typer.Option(help="Longest step with prompts in it, in times its decodes alone; 0: any.")
     ] = 2.5,
     kv_cache_mb: Annotated[int, typer.Option(help="KV pool, MiB; 0: chosen from model and memory.")] = 0,
+    kv_snapshot: Annotated[
+        str, typer.Option(help="File that keeps the prefix cache from one run to the next.")
+    ] = "",
+    kv_snapshot_mb: Annotated[int, typer.Option(help="Largest size of that file, MiB.")] = 1024,
+    kv_transfer: Annotated[bool, typer.Option(help="Serve /v1/kv/export and /v1/kv/import.")] = False,
     step_timeout_s: Annotated[
         float, typer.Option(help="A step that takes longer is stuck and ends the process; 0: never.")
     ] = 300.0,

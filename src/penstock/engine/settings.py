@@ -66,6 +66,15 @@ class EngineSettings(BaseModel):
         ge=0,
         description="KV pool, MiB; 0: room for all sequences at full length, within a quarter of free memory",
     )
+    kv_snapshot: str = Field(
+        "", description="file that keeps the prefix cache from one run to the next; empty: none does"
+    )
+    kv_snapshot_mb: int = Field(1024, ge=1, le=1 << 24, description="largest size of that file, MiB")
+    kv_transfer: bool = Field(
+        False,
+        description="serve /v1/kv/export and /v1/kv/import; whoever reaches the replica can then change what "
+        "is cached",
+    )
 
     step_timeout_s: float = Field(
         300.0,
@@ -81,6 +90,15 @@ class EngineSettings(BaseModel):
         if 0 < value <= 1:
             raise ValueError("must be more than 1, which leaves no time for prompts, or 0 for no bound")
         return value
+
+    @model_validator(mode="after")
+    def _kept_kv_is_cached(self) -> Self:
+        for name, value in (("kv_snapshot", self.kv_snapshot), ("kv_transfer", self.kv_transfer)):
+            if value and not self.prefix_cache:
+                raise ValueError(
+                    f"{name} needs prefix_cache, which is switched off: there is nothing to keep"
+                )
+        return self
 
     @model_validator(mode="after")
     def _every_sequence_has_a_row(self) -> Self:

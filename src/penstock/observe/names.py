@@ -65,6 +65,12 @@ ENGINE_PREFIX_HIT_TOKENS = Metric(
 ENGINE_EVICTIONS = Metric(
     "penstock_engine_prefix_evictions_total", "counter", "KV blocks that the prefix cache gave up for others."
 )
+ENGINE_KV_MOVED = Metric(
+    "penstock_engine_kv_blocks_moved_total",
+    "counter",
+    "KV blocks that came from a snapshot or another replica, or went to one.",
+    ("way",),
+)
 ENGINE_PROMPT_TOKENS = Metric(
     "penstock_engine_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones included."
 )

@@ -18,6 +18,7 @@ from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
 from penstock.replica.answer import Job, answer
+from penstock.replica.kv_endpoints import KVEndpoints
 from penstock.replica.model import ServedModel
 from penstock.replica.request_timeout import read_request_timeout
 from penstock.replica.shapes import ChatShape, CompletionShape, Shape
@@ -40,6 +41,11 @@ class Replica:
         self._limits = limits
         self._drain = drain
         self._probes = Probes("engine", drain, self._read_engine)
+        self._kv = (
+            None
+            if model.kv is None
+            else KVEndpoints(model, model.kv, limits, self._encode_text, self._encode_chat)
+        )
         self._first_token = self._probes.metrics.histogram(names.ENGINE_TTFT)
 
     def application(self) -> Application:
@@ -49,6 +55,7 @@ class Replica:
                 ("POST", "/v1/chat/completions"): Endpoint(self._chat),
                 ("POST", "/v1/completions"): Endpoint(self._complete),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
+                **({} if self._kv is None else self._kv.table()),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
@@ -138,5 +145,7 @@ class Replica:
         yield names.ENGINE_PREFIX_QUERIED_TOKENS, (), stats.prefix_queried_tokens
         yield names.ENGINE_PREFIX_HIT_TOKENS, (), stats.prefix_hit_tokens
         yield names.ENGINE_EVICTIONS, (), stats.num_evictions
+        if self._kv is not None:
+            yield from self._kv.readings()
         yield names.ENGINE_PROMPT_TOKENS, (), stats.prompt_tokens
         yield names.ENGINE_GENERATED_TOKENS, (), stats.generated_tokens

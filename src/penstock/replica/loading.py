@@ -13,12 +13,15 @@ from penstock.base.errors import CheckpointError, ConfigurationError
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore
+from penstock.engine.kv_fingerprint import fingerprint_of
+from penstock.engine.kv_snapshot import is_usable, restore_snapshot
+from penstock.engine.kv_store import KVStore
 from penstock.engine.memory import plan_memory
 from penstock.engine.native.build import load_kernels
 from penstock.engine.native.sampler import NativeSampler
+from penstock.engine.plan import Limits
 from penstock.engine.runner import load_runner
 from penstock.engine.sampler import sample
-from penstock.engine.plan import Limits
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import Sequence
 from penstock.engine.service import EngineService
@@ -43,6 +46,8 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         ConfigurationError: the model or a setting is refused.
     """
     started = time.perf_counter()
+    if settings.kv_snapshot and not is_usable(snapshot_path(settings)):
+        raise ConfigurationError(f"kv_snapshot {settings.kv_snapshot} is no file", param="kv_snapshot")
     directory = resolve(settings.model)
     spec = DecoderSpec.from_config(read_config(directory))
     threads = settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores())
@@ -74,6 +79,12 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         sampler=sample if compute.kernels is None else NativeSampler(compute.kernels, threads),
     )
     _warm_up(core)
+    kv = None
+    if settings.kv_snapshot or settings.kv_transfer:
+        fingerprint = fingerprint_of(directory, spec, memory, runner.pages.layout)
+        kv = KVStore(core.scheduler.tables, runner.pages, fingerprint)
+    if kv is not None and settings.kv_snapshot:
+        restore_snapshot(kv, snapshot_path(settings))
     logger.info(
         "model loaded",
         model=name,
@@ -91,7 +102,14 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         defaults=defaults,
         service=EngineService(core, settings.max_sequences + settings.max_waiting),
         max_model_len=memory.max_model_len,
+        kv=kv,
+        serves_kv=settings.kv_transfer,
     )
+
+
+def snapshot_path(settings: EngineSettings) -> Path:
+    """Where the prefix cache is kept; meaningful if `kv_snapshot` is set."""
+    return Path(os.path.expanduser(settings.kv_snapshot))
 
 
 def _warm_up(core: EngineCore) -> None:

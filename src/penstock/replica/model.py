@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFoundError
+from penstock.engine.kv_store import KVStore
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
@@ -73,6 +74,10 @@ class ServedModel:
     defaults: SamplingDefaults
     service: EngineService
     max_model_len: int
+    kv: KVStore | None = None
+    """Where KV is kept beyond its requests or passed on."""
+    serves_kv: bool = False
+    """True if KV may be exported and imported by request."""
 
     def check_name(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is this model's."""
