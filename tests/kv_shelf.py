@@ -1,4 +1,4 @@
-"""A prefix cache over real pages without a model: every page says which tokens it follows, and whose they are."""
+"""A prefix cache over real pages without a model: every page says which tokens it holds, and whose."""
 
 from __future__ import annotations
 

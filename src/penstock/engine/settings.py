@@ -92,15 +92,6 @@ class EngineSettings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _kept_kv_is_cached(self) -> Self:
-        for name, value in (("kv_snapshot", self.kv_snapshot), ("kv_transfer", self.kv_transfer)):
-            if value and not self.prefix_cache:
-                raise ValueError(
-                    f"{name} needs prefix_cache, which is switched off: there is nothing to keep"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _every_sequence_has_a_row(self) -> Self:
         if self.max_batch_tokens < self.max_sequences:
             raise ValueError(
