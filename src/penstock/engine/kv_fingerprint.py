@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import msgspec
 
 from penstock.base.errors import CheckpointError
 from penstock.engine.memory import MemoryPlan
@@ -20,6 +21,13 @@ from penstock.engine.weights import weight_files
 
 Fingerprint = Mapping[str, str]
 """What must be equal, by a name that says what it is; values are for comparison and for the log."""
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A tensor in the header; the entry of metadata has no values."""
+
+    data_offsets: tuple[int, int] = (0, 0)
+
 
 # Of every tensor this many pieces of this many bytes are read, evenly spread: all of one that is smaller.
 NUM_PIECES = 16
@@ -65,18 +73,18 @@ def weights_digest(directory: Path) -> str:
         try:
             with path.open("rb", buffering=0) as file:
                 _digest_file(file.fileno(), digest)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, OverflowError) as error:  # ValueError: msgspec's too
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     return digest.hexdigest()
 
 
 def _digest_file(descriptor: int, digest: hashlib.blake2b) -> None:
     """A safetensors file: 8 bytes of length, a JSON header of that length, the tensors."""
-    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    length = min(int.from_bytes(os.pread(descriptor, 8, 0), "little"), os.fstat(descriptor).st_size)
     header = os.pread(descriptor, length, 8)
     digest.update(header)
-    tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-    for start, end in sorted(tuple(entry["data_offsets"]) for entry in tensors.values()):
+    entries = msgspec.json.decode(header, type=dict[str, _Entry])
+    for start, end in sorted(entry.data_offsets for entry in entries.values()):
         _sample(descriptor, 8 + length + start, 8 + length + end, digest)
 
 

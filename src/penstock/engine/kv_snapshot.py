@@ -76,7 +76,6 @@ def restore_snapshot(store: KVStore, path: Path) -> int:
         return 0
     if not incoming.is_full:
         reader.close()
-    store.counts.restored += incoming.num_placed
     problem = reader.problem or ("there is no more room in the KV pool" if not reader.is_complete else None)
     logger.info(
         "KV snapshot restored" if incoming.num_placed else "KV snapshot not used",

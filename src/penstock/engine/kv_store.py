@@ -45,11 +45,8 @@ class KVStore:
         self.pages = pages
         self.shape = PageShape(fingerprint, tables.pool.block_size, pages.block_bytes)
         self.counts = KVCounts()
-
-    @property
-    def batch_blocks(self) -> int:
+        self.batch_blocks = max(1, min(BATCH_BLOCKS, BATCH_BYTES // self.shape.record_bytes))
         """How many blocks to move between two steps."""
-        return max(1, min(BATCH_BLOCKS, BATCH_BYTES // self.shape.record_bytes))
 
     def read(self, nodes: SequenceOf[Node]) -> NDArray[np.uint8]:
         """The pages of cached nodes, which are held by the caller: uint8 (len(nodes), block_bytes)."""
@@ -162,7 +159,7 @@ class Incoming:
             return self._drop("there is no more room in the KV pool")
         else:
             node = self._cache.adopt(salt, parent, record.tokens, self._fill(record))
-            self.num_placed += 1
+            self._count()
         if self._is_recent:
             self._cache.lock([node])
             self._path.append(node)
@@ -182,6 +179,13 @@ class Incoming:
             self._pool.free([block])
             raise
         return block
+
+    def _count(self) -> None:
+        self.num_placed += 1
+        if self._is_recent:
+            self._store.counts.imported += 1
+        else:
+            self._store.counts.restored += 1
 
     def _go_to(self, node: Node | None) -> bool:
         """Locks the path to `node`, which ends where that is None, instead of the one before it.

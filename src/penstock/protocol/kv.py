@@ -12,6 +12,7 @@ from penstock.protocol.chat import ChatRequest, read_chat_request
 from penstock.protocol.generation import CacheSalt, Name
 from penstock.protocol.strict import read_request
 
+NO_MESSAGES = msgspec.Raw(b"null")
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 
 
@@ -20,7 +21,7 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     model: Name
     prompt: str | Annotated[list[TokenId], Meta(min_length=1)] | None = None
-    messages: msgspec.Raw | None = None
+    messages: msgspec.Raw = NO_MESSAGES
     """As in a chat request; see :attr:`chat`."""
     cache_salt: CacheSalt | None = None
 
@@ -44,7 +45,7 @@ def read_export_request(body: bytes) -> ExportRequest:
         InvalidRequestError, UnknownParameterError: `param` names the field.
     """
     request = read_request(body, _REQUEST, {})
-    if (request.prompt is None) is (request.messages is None):
+    if (request.prompt is None) is (request.messages == NO_MESSAGES):
         raise InvalidRequestError("give either 'prompt' or 'messages'", param="prompt")
     return request
 
