@@ -109,9 +109,10 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
             on_listening=tell_ready,
         )
         has_broken = breakdown.done()
+        breakdown.cancel()  # else it takes the engine's end for the operator asking a second time
         await model.service.stop()  # still guarded: its last step may be the one that hangs
         if not model.service.is_stuck:  # else the guard has the last word
-            for guard in (breakdown, *guards):
+            for guard in guards:
                 guard.cancel()
     if model.kv is not None and settings.kv_snapshot and not has_broken and not model.service.is_stuck:
         await loop.run_in_executor(None, _save_snapshot, model.kv, settings, stop)
