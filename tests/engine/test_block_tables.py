@@ -204,6 +204,15 @@ def test_a_pin_gives_way_to_a_decode_that_needs_its_blocks() -> None:
     tables.check([one])
 
 
+def test_a_pin_that_would_not_help_is_kept() -> None:
+    """Who needs more than it has waits anyway."""
+    tables, one = tables_of(4), sequence([2] * 20)
+    pin = tables.pin("", leave_path(tables, [1] * 8))
+    assert not tables.admit(one, reserve=0)
+    assert tables.holds(pin)
+    assert tables.admit(sequence([2] * 4), reserve=0)
+
+
 def test_a_new_pool_knows_no_old_pins() -> None:
     """To give one back then changes nothing."""
     tables = tables_of(4)

@@ -135,7 +135,7 @@ def test_an_archive_of_another_engine_is_not_read(name: str) -> None:
     other = Shelf(64, {**FINGERPRINT, name: "theirs"})
     reader = other.bring(shelf.archive())
     assert reader.differing == [name]
-    assert reader.problem == f"the archive is of another engine: {name} differ"
+    assert reader.problem == f"the archive is of another engine, which differs in: {name}"
     assert not other.texts()
 
 

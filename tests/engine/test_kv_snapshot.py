@@ -121,7 +121,7 @@ def test_another_engine_s_snapshot_is_a_clean_miss(
         assert restore_snapshot(other.store, path) == 0
         (record,) = caplog.records
         assert record.message == "KV snapshot not used"
-        assert f"another engine: {difference}" in vars(record)["left_out_because"]
+        assert f"differs in: {difference}" in vars(record)["left_out_because"]
         assert other.core.stats().num_cached_blocks == 0
         assert ask(other.core, PROMPT) == ask(engine(directory, **changes).core, PROMPT)
 

@@ -195,3 +195,18 @@ def test_a_page_that_cannot_be_written_takes_no_block() -> None:
         other.store.importing().take(records)
     other.check()
     assert other.pool.num_free == other.pool.num_blocks
+
+
+def test_what_is_pinned_is_read_until_its_blocks_are_needed() -> None:
+    """Then there is nothing more to read, and nothing wrong was read."""
+    shelf = Shelf(8)
+    shelf.compute("aabbcc")
+    pin = shelf.store.pin("", [*map(ord, "aabbcc!")])
+    first = shelf.store.read_pinned(pin, 0, 2)
+    assert first is not None
+    assert [page.tobytes() for page in first] == [shelf.page_of("aa", ""), shelf.page_of("aabb", "")]
+    shelf.end(shelf.begin("zz" * 7))
+    assert shelf.store.read_pinned(pin, 2, 3) is None
+    shelf.store.unpin([pin])
+    shelf.check()
+    assert shelf.store.counts.exported == 2

@@ -3,116 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asgi_call import Answer, Call
-from byte_tokenizer import CHATML, IM_END, byte_level, write_tokenizer
+from asgi_call import Call
+from kv_replica import BLOCK, MESSAGES, TEXT, blocks_in, error_of, replica, write_model
 from native_kernels import EITHER
-from penstock.asgi.drain import Drain
-from penstock.asgi.settings import HttpLimits
-from penstock.engine.kv_archive import MAGIC, ArchiveReader, Block
-from penstock.engine.settings import EngineSettings
-from penstock.replica.app import Replica
-from penstock.replica.loading import load_model
-from tiny_checkpoints import Case, write_checkpoint
-
-BLOCK = 16
-TEXT = "".join(chr(ord("a") + index * 7 % 26) for index in range(200))  # a token per byte
-MESSAGES = [{"role": "user", "content": TEXT}]
-
-
-class Desk:
-    """A replica with real weights, and a client of it."""
-
-    def __init__(self, directory: Path, limits: HttpLimits, **changes: Any) -> None:
-        settings = EngineSettings(
-            model=str(directory),
-            **{"device": "cpu", "dtype": "float32", "threads": 1, "max_sequences": 4, "kv_transfer": True}
-            | changes,
-        )
-        self.model = load_model(settings, "m")
-        self.core = self.model.service.core
-        self.application = Replica(self.model, limits, Drain()).application()
-
-    def post(self, path: str, body: object) -> Call:
-        """Begins a request; bytes are sent in pieces, else JSON."""
-        if isinstance(body, bytes):
-            pieces = [body[start : start + 5000] for start in range(0, len(body), 5000)]
-        else:
-            pieces = [json.dumps(body).encode()]
-        return Call(self.application, "POST", f"/v1/kv/{path}", pieces, ())
-
-    async def ask(self, text: str = TEXT, **fields: Any) -> tuple[str, int]:
-        """Twelve greedy tokens after a prompt, and how many of the prompt's were found."""
-        body = {"model": "m", "prompt": text, "max_tokens": 12, "temperature": 0, **fields}
-        call = Call(self.application, "POST", "/v1/completions", [json.dumps(body).encode()], ())
-        answer = await call.answer()
-        assert answer.status == 200, answer.body
-        usage = answer.json["usage"]
-        return answer.json["choices"][0]["text"], usage["prompt_tokens_details"]["cached_tokens"]
-
-    async def export(self, **fields: Any) -> bytes:
-        """What /v1/kv/export answers; its head must be right."""
-        answer = await self.post("export", {"model": "m", **fields}).answer()
-        assert (answer.status, answer.is_complete) == (200, True), answer.body
-        assert int(answer.headers[b"content-length"]) == len(answer.body)
-        assert int(answer.headers[b"x-penstock-kv-tokens"]) == BLOCK * blocks_in(answer.body, self)
-        return answer.body
-
-    async def bring(self, archive: bytes) -> dict[str, Any]:
-        """What /v1/kv/import says."""
-        answer = await self.post("import", archive).answer()
-        assert answer.status == 200, answer.body
-        reply: dict[str, Any] = answer.json
-        return reply
-
-    async def stats(self) -> dict[str, Any]:
-        """What /v1/kv/stats says."""
-        answer = await Call(self.application, "GET", "/v1/kv/stats", (), ()).answer()
-        stats: dict[str, Any] = answer.json
-        return stats
-
-    def check(self) -> None:
-        """Asserts that nothing is locked and no block is lost; the engine is idle."""
-        self.core.scheduler.check()
-        assert self.core.scheduler.tables.is_idle
-        assert self.core.scheduler.tables.cache.num_evictable == self.core.stats().num_cached_blocks
-
-
-def blocks_in(archive: bytes, desk: Desk) -> int:
-    """How many blocks an archive of that replica holds; it must be right to its end."""
-    assert desk.model.kv is not None
-    reader = ArchiveReader(desk.model.kv.shape)
-    records = reader.feed(archive)
-    reader.close()
-    assert reader.problem is None
-    return sum(isinstance(record, Block) for record in records)
+from penstock.engine.kv_archive import MAGIC
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint with a tokenizer that fits."""
-    directory = tmp_path_factory.mktemp("model")
-    write_checkpoint(Case("qwen3", "qwen3", {"vocab_size": 300, "max_position_embeddings": 512}), directory)
-    return write_tokenizer(byte_level(), directory, eos_token=IM_END, chat_template=CHATML)
-
-
-@contextlib.asynccontextmanager
-async def replica(directory: Path, limits: HttpLimits | None = None, **changes: Any) -> AsyncIterator[Desk]:
-    """Serves; in the end nothing may be locked."""
-    desk = Desk(directory, limits or HttpLimits(), **changes)
-    desk.model.service.start()
-    try:
-        yield desk
-        await desk.model.service.call(lambda _: desk.check())
-    finally:
-        await desk.model.service.stop()
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("kernels", EITHER)
@@ -210,14 +116,9 @@ async def test_an_archive_of_another_engine_is_a_miss(directory: Path) -> None:
     async with replica(directory) as here, replica(directory, block_size=32) as there:
         await here.ask()
         reply = await there.bring(await here.export(prompt=TEXT))
-        assert reply["reason"] == "the archive is of another engine: block size differ"
+        assert reply["reason"] == "the archive is of another engine, which differs in: block size"
         assert {value for key, value in reply.items() if key != "reason"} == {0}
         assert (await there.ask())[1] == 0
-
-
-def error_of(answer: Answer) -> tuple[int, str, str | None]:
-    """Status, code and param."""
-    return answer.status, answer.error["code"], answer.error["param"]
 
 
 @pytest.mark.parametrize(
@@ -276,39 +177,6 @@ async def test_switched_off_there_is_no_such_path(directory: Path, tmp_path: Pat
         assert (await Call(desk.application, "GET", "/v1/kv/stats", (), ()).answer()).status == 404
 
 
-async def test_a_client_that_leaves_while_exporting_leaves_nothing_locked(directory: Path) -> None:
-    """At whatever turn of the event loop it leaves; the engine is whole and the next export complete."""
-    async with replica(directory) as desk:
-        await desk.ask()
-        assert desk.model.kv is not None
-        desk.model.kv.batch_blocks = 1
-        whole = await desk.export(prompt=TEXT)
-        for turns in range(0, 60, 3):
-            call = desk.post("export", {"model": "m", "prompt": TEXT})
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            call.leave()
-            await call.ended()
-            await desk.model.service.call(lambda _: desk.check())
-        assert await desk.export(prompt=TEXT) == whole
-
-
-async def test_a_client_that_leaves_while_importing_leaves_nothing_locked(directory: Path) -> None:
-    """What came before it left may stay; it is right."""
-    async with replica(directory) as here, replica(directory) as there:
-        said, _ = await here.ask()
-        archive = await here.export(prompt=TEXT)
-        for size in range(0, len(archive), len(archive) // 7):
-            call = Call(there.application, "POST", "/v1/kv/import", None, ())
-            call._inbox.put_nowait({"type": "http.request", "body": archive[:size], "more_body": True})
-            await asyncio.sleep(0)
-            call.leave()
-            await call.ended()
-            assert not call.sent
-            await there.model.service.call(lambda _: there.check())
-        assert (await there.ask())[0] == said
-
-
 async def test_two_imports_at_once_beside_requests(directory: Path) -> None:
     """Of overlapping prompts, while others are answered: all answers are right, and all of it is found."""
     other_text = TEXT[: 5 * BLOCK] + "!" * 60
@@ -340,26 +208,3 @@ async def test_in_a_full_pool_an_import_takes_the_room_of_what_is_old(directory:
         assert reply["imported_blocks"] <= num_blocks
         assert there.core.stats().num_preemptions == 0
         assert (await there.ask())[0] == said
-
-
-async def test_transfers_are_bounded(directory: Path) -> None:
-    """One more is told to come back; when one has ended there is room again."""
-    async with replica(directory) as desk:
-        stalled = [Call(desk.application, "POST", "/v1/kv/import", None, ()) for _ in range(4)]
-        await asyncio.sleep(0)
-        refused = await desk.post("export", {"model": "m", "prompt": "a"}).answer()
-        assert error_of(refused) == (503, "over_capacity", None)
-        assert refused.headers[b"retry-after"] == b"1"
-        stalled[0].leave()
-        await stalled[0].ended()
-        await desk.export(prompt="a")
-        for call in stalled[1:]:
-            call.leave()
-            await call.ended()
-
-
-async def test_an_import_that_stalls_ends(directory: Path) -> None:
-    """Its place is free again after `body_timeout_s`."""
-    async with replica(directory, HttpLimits(body_timeout_s=0.01)) as desk:
-        answer = await Call(desk.application, "POST", "/v1/kv/import", None, ()).answer()
-        assert error_of(answer) == (408, "request_timeout", None)

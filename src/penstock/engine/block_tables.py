@@ -49,8 +49,8 @@ class BlockTables:
     @property
     def is_idle(self) -> bool:
         """True if no sequence holds a block and none locks a node; O(1) where nothing is pinned."""
-        num_pinned = len({node for pin in self._pins for node in pin.path})
-        return self.pool.num_held == 0 and self.cache.num_evictable + num_pinned == self.pool.num_cached
+        num_locked = self.pool.num_cached - self.cache.num_evictable
+        return self.pool.num_held == 0 and num_locked == self._num_pinned
 
     def admit(self, sequence: Sequence, reserve: int) -> bool:
         """Gives a sequence blocks for all its tokens, cached ones where they are found.
@@ -61,8 +61,9 @@ class BlockTables:
         del path[sequence.num_shareable // self.pool.block_size :]
         fresh = self.pool.blocks_for(len(sequence.tokens)) - len(path)
         # What was found is no longer to be had once it is locked.
-        if fresh + sum(not node.num_locks for node in path) + reserve > self.num_available:
-            return self._unpin_all() and self.admit(sequence, reserve)
+        missing = fresh + sum(not node.num_locks for node in path) + reserve - self.num_available
+        if missing > 0:
+            return self._give_up_pins(missing) and self.admit(sequence, reserve)
         self.cache.lock(path)  # first: what was found must not be evicted to make room for the rest
         sequence.path = path
         sequence.block_table = [node.block for node in path] + self._take(fresh)
@@ -81,7 +82,7 @@ class BlockTables:
         if missing <= 0:  # at all but one in block_size decodes
             return True
         if missing > self.num_available:
-            return self._unpin_all() and self.grow(sequence, extra)
+            return self._give_up_pins(missing - self.num_available) and self.grow(sequence, extra)
         sequence.block_table += self._take(missing)
         return True
 
@@ -145,12 +146,17 @@ class BlockTables:
         locked += [(pin.salt, pin.path) for pin in self._pins]
         self.pool.check(held, self.cache.check(locked))
 
-    def _unpin_all(self) -> bool:
-        """Gives every pin up; False if there is none."""
-        pins, self._pins = self._pins, []
-        for pin in pins:
-            self.cache.release(pin.path)
-        return bool(pins)
+    @property
+    def _num_pinned(self) -> int:
+        return len({node for pin in self._pins for node in pin.path})
+
+    def _give_up_pins(self, count: int) -> bool:
+        """Gives every pin up if that could make `count` blocks more available; False if it could not."""
+        if self._num_pinned < count:
+            return False
+        for pin in tuple(self._pins):
+            self.unpin(pin)
+        return True
 
     def _take(self, count: int) -> list[int]:
         self.cache.evict(max(count - self.pool.num_free, 0))

@@ -222,7 +222,9 @@ class ArchiveReader:
             raise ArchiveError("the header is damaged") from error
         self.differing = differences(self._shape.fingerprint, header.fingerprint)
         if self.differing:
-            raise ArchiveError(f"the archive is of another engine: {', '.join(self.differing)[:200]} differ")
+            raise ArchiveError(
+                f"the archive is of another engine, which differs in: {', '.join(self.differing)[:200]}"
+            )
         if header.num_blocks < 0:
             raise ArchiveError("the header is damaged")
         self._head_digest = digest
