@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,6 +150,27 @@ def test_what_is_held_is_bounded() -> None:
     assert not reader._pending
     head = ArchiveWriter(SHAPE, 1).head
     assert read(head + b"\x01\xff\xff")[1].problem == "record 0 is damaged"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"fingerprint":{"weights":"ours"},"num_blocks":-1}',
+        b'{"fingerprint":{"weights":"ours"},"num_blocks":' + b"9" * 40 + b"}",
+        b'{"fingerprint":{"weights":"ours"},"num_blocks":1.5}',
+        b'{"fingerprint":{"weights":"ours"},"num_blocks":1,"more":1}',
+        b'{"fingerprint":{"weights":1},"num_blocks":1}',
+        b'{"fingerprint":' + b"[" * 60_000,
+        b'{"fingerprint":{"weights":"\xff"},"num_blocks":1}',
+        b"null",
+        b"",
+    ],
+)
+def test_a_forged_header_is_a_damaged_one(text: bytes) -> None:
+    """Its digest is right, since anybody can make one."""
+    digest = hashlib.blake2b(text, digest_size=16, person=b"kv-header").digest()
+    records, reader = read(MAGIC + len(text).to_bytes(4, "little") + text + digest + DATA)
+    assert (records, reader.problem) == ([], "the header is damaged")
 
 
 def test_a_root_is_followed_by_its_first_block() -> None:

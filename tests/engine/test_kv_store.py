@@ -95,6 +95,7 @@ def test_salts_share_nothing_and_local_ones_stay() -> None:
     records[roots[0]] = type(records[roots[0]])("\0tenant")
     incoming.take(records)
     assert incoming.num_placed == 2
+    assert incoming.problem == "a salt means something in another process only"
     assert {salt for salt, _ in smuggled.texts()} == {""}
     smuggled.check()
 

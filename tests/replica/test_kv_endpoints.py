@@ -137,6 +137,7 @@ async def test_an_archive_of_another_engine_is_a_miss(directory: Path) -> None:
         ({"model": "m", "messages": []}, (400, "invalid_value", "messages")),
         ({"model": "m", "messages": 5}, (400, "invalid_value", "messages")),
         ({"model": "m", "prompt": "a", "cache_salt": ""}, (400, "invalid_value", "cache_salt")),
+        ({"model": "m", "prompt": "a", "cache_salt": "\0a"}, (400, "invalid_value", "cache_salt")),
         ({"model": "m", "prompt": "a", "salt": "b"}, (400, "unknown_parameter", "salt")),
     ],
 )

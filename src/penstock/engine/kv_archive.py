@@ -16,6 +16,7 @@ import hashlib
 import struct
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -23,6 +24,7 @@ from penstock.engine.kv_fingerprint import Fingerprint, differences
 from penstock.engine.kv_pages import Page
 
 MAGIC = b"penstock-kv 1\n"
+MAX_BLOCKS = 1 << 31
 MAX_HEADER_BYTES = 1 << 16
 DIGEST_BYTES = 16
 NOT_AN_ARCHIVE = "this is no KV archive"
@@ -39,7 +41,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an archive says about itself."""
 
     fingerprint: dict[str, str]
-    num_blocks: int
+    num_blocks: Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCKS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +227,6 @@ class ArchiveReader:
             raise ArchiveError(
                 f"the archive is of another engine, which differs in: {', '.join(self.differing)[:200]}"
             )
-        if header.num_blocks < 0:
-            raise ArchiveError("the header is damaged")
         self._head_digest = digest
         self.header = header
 

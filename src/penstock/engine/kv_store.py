@@ -129,7 +129,9 @@ class Incoming:
             for record in records:
                 if isinstance(record, Block):
                     self._place(self._num_records, record)
-                elif not record.salt.startswith(LOCAL_SALT):
+                elif record.salt.startswith(LOCAL_SALT):
+                    self._drop("a salt means something in another process only")
+                else:
                     self._salts[self._num_records] = record.salt
                 self._num_records += 1
         finally:

@@ -47,6 +47,11 @@ def read_export_request(body: bytes) -> ExportRequest:
     request = read_request(body, _REQUEST, {})
     if (request.prompt is None) is (request.messages == NO_MESSAGES):
         raise InvalidRequestError("give either 'prompt' or 'messages'", param="prompt")
+    if request.cache_salt is not None and request.cache_salt.startswith("\0"):
+        raise InvalidRequestError(
+            "what is cached under a salt that begins with a null character stays in its process",
+            param="cache_salt",
+        )
     return request
 
 

@@ -28,6 +28,7 @@ from penstock.engine.kv_archive import (
     NOT_AN_ARCHIVE,
     ArchiveReader,
     ArchiveWriter,
+    Record,
 )
 from penstock.engine.kv_pages import Page
 from penstock.engine.kv_store import BATCH_BYTES, Incoming, KVStore
@@ -145,16 +146,17 @@ class KVEndpoints:
         )
         await self._write(exchange, writer.head + root)
         for start in range(0, len(path), store.batch_blocks):
-            end = min(start + store.batch_blocks, len(path))
-            pages = await self._model.service.call(
-                lambda _, start=start, end=end: store.read_pinned(pin, start, end)  # type: ignore[misc]
-            )
-            if pages is None:
-                raise CapacityError(
-                    "requests needed the blocks that were being exported", retry_after_s=RETRY_AFTER_S
-                )
+            pages = await self._read(pin, start, min(start + store.batch_blocks, len(path)))
             await self._write(exchange, await asyncio.to_thread(_records, writer, start, pin, pages))
         await exchange.finish()
+
+    async def _read(self, pin: Pin, start: int, end: int) -> NDArray[np.uint8]:
+        pages = await self._model.service.call(lambda _: self._store.read_pinned(pin, start, end))
+        if pages is None:
+            raise CapacityError(
+                "requests needed the blocks that were being exported", retry_after_s=RETRY_AFTER_S
+            )
+        return pages
 
     async def _write(self, exchange: Exchange, data: bytes) -> None:
         try:
@@ -166,15 +168,15 @@ class KVEndpoints:
     async def _import(self, exchange: Exchange) -> None:
         with self._transfer():
             reader, incoming = ArchiveReader(self._store.shape), self._store.importing()
-            size, pending = 0, list[bytes]()
+            size, pending = 0, bytearray()
             while (chunk := await self._next_chunk(exchange, size)) is not None:
                 size += len(chunk)
                 if reader.problem is None:
-                    pending.append(chunk)
-                if sum(map(len, pending)) >= BATCH_BYTES:
-                    await self._take(reader, incoming, b"".join(pending))
+                    pending += chunk
+                if len(pending) >= BATCH_BYTES:
+                    await self._take(reader, incoming, bytes(pending))
                     pending.clear()
-            await self._take(reader, incoming, b"".join(pending))
+            await self._take(reader, incoming, bytes(pending))
             reader.close()
             if reader.problem == NOT_AN_ARCHIVE or not size:
                 raise InvalidRequestError(
@@ -210,8 +212,10 @@ class KVEndpoints:
         """Verifies the next bytes off the event loop, then has the engine insert them, in batches."""
         records = await asyncio.to_thread(reader.feed, data)
         for start in range(0, len(records), self._store.batch_blocks):
-            batch = records[start : start + self._store.batch_blocks]
-            await self._model.service.call(lambda _, batch=batch: incoming.take(batch))  # type: ignore[misc]
+            await self._insert(incoming, records[start : start + self._store.batch_blocks])
+
+    async def _insert(self, incoming: Incoming, records: list[Record]) -> None:
+        await self._model.service.call(lambda _: incoming.take(records))
 
     @contextlib.contextmanager
     def _transfer(self) -> Iterator[None]:
