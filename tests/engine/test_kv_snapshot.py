@@ -180,13 +180,16 @@ def test_an_empty_cache_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", [0, 1])
-def test_what_is_not_wanted_any_more_leaves_the_old_file(tmp_path: Path, when: int) -> None:
+def test_what_is_not_wanted_any_more_leaves_the_old_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, when: int
+) -> None:
     """A second Ctrl-C, before the first batch or after it."""
     shelf, path = Shelf(), tmp_path / "kv"
     path.write_bytes(b"old")
     shelf.compute("abcd")
     answers = iter([True] * when + [False] * 9)
     assert save_snapshot(shelf.store, path, MIB, is_wanted=lambda: next(answers)) == 0
+    assert [record.message for record in caplog.records] == ["KV snapshot not saved"]
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["kv"]
 

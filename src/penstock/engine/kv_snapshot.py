@@ -43,6 +43,9 @@ def save_snapshot(
         logger.warning("KV snapshot not saved", extra={"path": str(path), "error": str(error)})
         return 0
     if not size:
+        logger.warning(
+            "KV snapshot not saved", extra={"path": str(path), "error": "it was given up half-way"}
+        )
         return 0
     logger.info(
         "KV snapshot saved",
@@ -73,7 +76,7 @@ def restore_snapshot(store: KVStore, path: Path) -> int:
         return 0
     except OSError as error:
         logger.warning("KV snapshot not read", extra={"path": str(path), "error": str(error)})
-        return 0
+        return incoming.num_placed
     if not incoming.is_full:
         reader.close()
     problem = reader.problem or ("there is no more room in the KV pool" if not reader.is_complete else None)
