@@ -43,6 +43,35 @@ async def test_a_body_that_stalls_times_out() -> None:
         await exchange_with(ScriptedClient(b"he", stalls=True)).read_body(5, 0.01)
 
 
+async def test_a_body_is_read_in_parts() -> None:
+    """As they come, empty ones left out; after the last there is none, however often one asks."""
+    for pieces in ((b"hello",), (b"he", b"", b"llo"), (b"", b"hello", b"")):
+        exchange = exchange_with(ScriptedClient(*pieces))
+        parts = []
+        while (part := await exchange.read_chunk(5)) is not None:
+            parts.append(part)
+        assert parts == [piece for piece in pieces if piece]
+        assert await exchange.read_chunk(5) is None
+
+
+async def test_a_part_that_does_not_come_times_out() -> None:
+    """Each part has the time by itself."""
+    exchange = exchange_with(ScriptedClient(b"he", stalls=True))
+    assert await exchange.read_chunk(0.01) == b"he"
+    with pytest.raises(RequestTimeoutError):
+        await exchange.read_chunk(0.01)
+
+
+async def test_leaving_between_two_parts_is_told() -> None:
+    """As it is for a whole body."""
+    client = ScriptedClient(b"he", stalls=True)
+    exchange = exchange_with(client)
+    await exchange.read_chunk(5)
+    client.leave()
+    with pytest.raises(ClientGoneError):
+        await exchange.read_chunk(5)
+
+
 async def test_leaving_while_sending_is_told() -> None:
     """It is no malformed request."""
     client = ScriptedClient(b"he", stalls=True)

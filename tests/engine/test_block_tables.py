@@ -152,3 +152,82 @@ def test_the_check_finds_each_kind_of_damage() -> None:
     one.num_computed = 3
     with pytest.raises(AssertionError):
         tables.check([one])
+
+
+def leave_path(tables: BlockTables, tokens: list[int]) -> list[int]:
+    """Computes a prompt and ends it; a prompt that would find all of it."""
+    leave_behind(tables, tokens)
+    return [*tokens, 0]
+
+
+def test_a_pin_keeps_its_path_until_it_is_given_back() -> None:
+    """An idle engine stays idle: a pin is nobody's work."""
+    tables = tables_of(8)
+    prompt = leave_path(tables, [1] * 8)
+    pin, again = tables.pin("", prompt), tables.pin("", prompt)
+    assert [len(one.path) for one in (pin, again)] == [2, 2]
+    assert (tables.cache.num_evictable, tables.is_idle) == (0, True)
+    tables.check([])
+    tables.unpin(pin)
+    tables.unpin(pin)  # twice does nothing
+    tables.check([])
+    assert (tables.holds(pin), tables.holds(again), tables.cache.num_evictable) == (False, True, 0)
+    tables.unpin(again)
+    tables.check([])
+    assert tables.cache.num_evictable == 2
+
+
+def test_a_pin_gives_way_to_a_new_sequence_that_needs_its_blocks() -> None:
+    """Not before the unpinned ones are used up."""
+    tables = tables_of(6)
+    pin = tables.pin("", leave_path(tables, [1] * 12))
+    leave_behind(tables, [2] * 12)
+    small, large = sequence([3] * 12), sequence([4] * 12)
+    assert tables.admit(small, reserve=0)
+    assert tables.holds(pin)
+    assert tables.admit(large, reserve=0)
+    assert not tables.holds(pin)
+    tables.unpin(pin)
+    tables.check([small, large])
+
+
+def test_a_pin_gives_way_to_a_decode_that_needs_its_blocks() -> None:
+    """Rather than one running sequence being preempted for it."""
+    tables, one = tables_of(3), sequence([2] * 4)
+    pin = tables.pin("", leave_path(tables, [1] * 8))
+    assert tables.admit(one, reserve=0)
+    assert tables.holds(pin)
+    compute(tables, one, 4)
+    one.tokens.append(2)
+    assert tables.grow(one)
+    assert not tables.holds(pin)
+    tables.check([one])
+
+
+def test_a_pin_that_would_not_help_is_kept() -> None:
+    """Who needs more than it has waits anyway."""
+    tables, one = tables_of(4), sequence([2] * 20)
+    pin = tables.pin("", leave_path(tables, [1] * 8))
+    assert not tables.admit(one, reserve=0)
+    assert tables.holds(pin)
+    assert tables.admit(sequence([2] * 4), reserve=0)
+
+
+def test_a_new_pool_knows_no_old_pins() -> None:
+    """To give one back then changes nothing."""
+    tables = tables_of(4)
+    pin = tables.pin("", leave_path(tables, [1] * 8))
+    tables.reset()
+    leave_behind(tables, [2] * 8)
+    tables.unpin(pin)
+    assert not tables.holds(pin)
+    tables.check([])
+
+
+def test_to_pin_what_is_not_there_is_to_pin_nothing() -> None:
+    """And costs nobody anything."""
+    tables = tables_of(4)
+    pin = tables.pin("", [1] * 9)
+    assert (pin.path, tables.is_idle) == ((), True)
+    tables.unpin(pin)
+    tables.check([])

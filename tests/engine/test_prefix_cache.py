@@ -206,3 +206,66 @@ def test_eviction_agrees_with_a_slow_model(seed: int) -> None:
         there = model.used.keys() | prefixes(running)
         assert desk.pool.num_cached == len(there)
         assert all(desk.found(text + "!") == len(text) for text in there)
+
+
+def test_an_adopted_block_is_found_and_evicted_first() -> None:
+    """It is as if it had been there before everything else; to lock it makes it young."""
+    desk = Desk()
+    desk.release(desk.compute("ab"))
+    parent = None
+    for text in ("xx", "yy"):
+        (block,) = desk.pool.allocate(1)
+        parent = desk.cache.adopt("", parent, tuple(map(ord, text)), block)
+        desk.check()
+    assert desk.found("xxyy!") == 4
+    assert desk.cache.child("", None, tuple(map(ord, "xx"))) is parent.parent
+    assert desk.cache.child("other", None, tuple(map(ord, "xx"))) is None
+    desk.cache.evict(1)
+    assert (desk.found("xxyy!"), desk.found("ab!")) == (2, 2)
+    path = desk.cache.match("", [*map(ord, "xx!")])
+    desk.cache.lock(path)
+    desk.cache.release(path)
+    desk.cache.evict(1)
+    assert (desk.found("xx!"), desk.found("ab!")) == (2, 0)
+    desk.check()
+
+
+def test_a_node_is_held_until_it_is_evicted_or_all_is_forgotten() -> None:
+    """Also if something else with the same tokens has come since."""
+    desk = Desk()
+    path = desk.compute("abcd")
+    desk.release(path)
+    first, second = path
+    assert [desk.cache.holds(node) for node in path] == [True, True]
+    assert desk.cache.path_to(second) == path
+    desk.cache.evict(1)
+    assert [desk.cache.holds(node) for node in path] == [True, False]
+    desk.release(desk.compute("abcd"))
+    assert not desk.cache.holds(second)
+    desk.cache.evict(2)
+    desk.release(desk.compute("abcd"))
+    assert not desk.cache.holds(first)
+    (last, _) = desk.cache.match("", [*map(ord, "abcd!")])
+    desk.cache.reset()
+    assert not desk.cache.holds(last)
+
+
+@given(st.integers(0, 1000))
+def test_by_recency_is_the_order_of_eviction_backwards(seed: int) -> None:
+    """Parents before children at every length, and what is locked first."""
+    rng = random.Random(seed)
+    desk = Desk(24)
+    for _ in range(rng.randint(1, 6)):
+        desk.release(
+            desk.compute("".join(rng.choice("ab") for _ in range(SIZE * rng.randint(1, 3))), rng.choice("xy"))
+        )
+    desk.compute("aaaa", "x")
+    order = [node for _, node in desk.cache.by_recency()]
+    assert len(order) == len(set(order)) == desk.pool.num_cached
+    assert set(order[:2]) == {node for node in order if node.num_locks}
+    for node in reversed(order[2:]):
+        assert desk.cache.holds(node)
+        desk.cache.evict(1)
+        assert not desk.cache.holds(node)
+    for salt, node in desk.cache.by_recency():
+        assert desk.cache.path_to(node)[0].parent.key == (salt,)

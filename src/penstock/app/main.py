@@ -12,6 +12,7 @@ import typer
 import uvloop
 
 from penstock import __version__
+from penstock.app import engine_options as options
 from penstock.app import wiring
 from penstock.app.banner import announce
 from penstock.app.config import load_config
@@ -100,38 +101,29 @@ def engine(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on.")] = 8000,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    quantize: Annotated[str, typer.Option(help="Weights: auto, none, int8 or int4.")] = "auto",
-    kv_dtype: Annotated[str, typer.Option(help="KV cache: auto, float32, bfloat16 or int8.")] = "auto",
-    kernels: Annotated[str, typer.Option(help="CPU kernels: auto, native or torch.")] = "auto",
-    deterministic: Annotated[
-        bool, typer.Option(help="Refuse kernels whose results depend on what else runs.")
-    ] = False,
-    kernel_cache: Annotated[
-        str, typer.Option(help="Folder of the kernels compiled for this machine.")
-    ] = "~/.cache/penstock/kernels",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: chosen from model and cores.")] = 0,
-    tool_format: Annotated[
-        str, typer.Option(help="Of tool calls: auto, none, hermes, llama3_json or mistral.")
-    ] = "auto",
-    reasoning: Annotated[str, typer.Option(help="Split <think> off the answer: auto or none.")] = "auto",
-    max_model_len: Annotated[int, typer.Option(help="Longest prompt plus answer; 0: the model's own.")] = 0,
-    max_sequences: Annotated[int, typer.Option(help="Sequences in one step.")] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Requests queued before new ones get 429.")] = 256,
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
-    block_size: Annotated[int, typer.Option(help="Tokens per KV block.")] = 16,
-    prefix_cache: Annotated[bool, typer.Option(help="Compute prompts that begin alike once.")] = True,
-    decode_slowdown: Annotated[
-        float, typer.Option(help="Longest step with prompts in it, in times its decodes alone; 0: any.")
-    ] = 2.5,
-    draft_rows: Annotated[
-        int, typer.Option(help="Rows of a step that only decodes, guessed tokens included; 0: no guesses.")
-    ] = 12,
-    kv_cache_mb: Annotated[int, typer.Option(help="KV pool, MiB; 0: chosen from model and memory.")] = 0,
-    step_timeout_s: Annotated[
-        float, typer.Option(help="A step that takes longer is stuck and ends the process; 0: never.")
-    ] = 300.0,
+    dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    kernels: options.Kernels = "auto",
+    deterministic: options.Deterministic = False,
+    kernel_cache: options.KernelCache = "~/.cache/penstock/kernels",
+    device: options.Device = "auto",
+    threads: options.Threads = 0,
+    tool_format: options.ToolFormat = "auto",
+    reasoning: options.Reasoning = "auto",
+    max_model_len: options.MaxModelLen = 0,
+    max_sequences: options.MaxSequences = 64,
+    max_waiting: options.MaxWaiting = 256,
+    max_batch_tokens: options.MaxBatchTokens = 512,
+    block_size: options.BlockSize = 16,
+    prefix_cache: options.PrefixCache = True,
+    decode_slowdown: options.DecodeSlowdown = 2.5,
+    draft_rows: options.DraftRows = 12,
+    kv_cache_mb: options.KvCacheMb = 0,
+    kv_snapshot: options.KvSnapshot = "",
+    kv_snapshot_mb: options.KvSnapshotMb = 1024,
+    kv_transfer: options.KvTransfer = False,
+    step_timeout_s: options.StepTimeoutS = 300.0,
     fd: Descriptor = None,
     link: Link = None,
 ) -> None:
@@ -139,11 +131,9 @@ def engine(
 
     Example: penstock engine builtin:tiny --port 8000
     """
-    options = {key: value for key, value in locals().items() if key in EngineSettings.model_fields}
+    given = {key: value for key, value in locals().items() if key in EngineSettings.model_fields}
     find_checkpoint(model)
-    settings = load_config(
-        None, {"models": {name or served_name(model): {"replicas": [{"engine": options}]}}}
-    )
+    settings = load_config(None, {"models": {name or served_name(model): {"replicas": [{"engine": given}]}}})
     served, entry = next(iter(settings.models.items()))
     engine_settings = entry.replicas[0].engine
     assert engine_settings is not None

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -31,6 +32,9 @@ from penstock.fleet.settings import ReplicaSettings
 from penstock.gateway.app import Gateway
 from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from penstock.engine.kv_store import KVStore
 
 logger = structlog.get_logger(__name__)
 # What the extra `engine` adds and serving a model imports.
@@ -105,12 +109,23 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
             on_listening=tell_ready,
         )
         has_broken = breakdown.done()
+        breakdown.cancel()  # else it takes the engine's end for the operator asking a second time
         await model.service.stop()  # still guarded: its last step may be the one that hangs
         if not model.service.is_stuck:  # else the guard has the last word
-            for guard in (breakdown, *guards):
+            for guard in guards:
                 guard.cancel()
+    if model.kv is not None and settings.kv_snapshot and not has_broken and not model.service.is_stuck:
+        await loop.run_in_executor(None, _save_snapshot, model.kv, settings, stop)
     if has_broken:
         raise InternalError("the engine broke down; its log says why")
+
+
+def _save_snapshot(store: KVStore, settings: EngineSettings, stop: StopRequest) -> None:
+    from penstock.engine.kv_snapshot import save_snapshot
+    from penstock.replica.loading import snapshot_path
+
+    budget = settings.kv_snapshot_mb << 20
+    save_snapshot(store, snapshot_path(settings), budget, is_wanted=lambda: not stop.insisted.is_set())
 
 
 async def run_gateway(config: Config, place: Place) -> None:

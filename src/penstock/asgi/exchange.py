@@ -29,6 +29,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._is_body_read = False
         self.status: int | None = None
         self.is_complete = False
         """True once the last byte of the answer was handed over."""
@@ -71,6 +72,24 @@ class Exchange:
                         return b"".join(chunks)
         except TimeoutError as error:
             raise RequestTimeoutError(f"the body did not arrive within {timeout_s:g} s") from error
+
+    async def read_chunk(self, timeout_s: float) -> bytes | None:
+        """The next part of a request body that is too large to be held whole; None after the last.
+
+        Raises:
+            RequestTimeoutError: nothing came within `timeout_s` seconds.
+            ClientGoneError: the client left while sending.
+        """
+        while not self._is_body_read:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    message = await self._next_message()
+            except TimeoutError as error:
+                raise RequestTimeoutError(f"no part of the body arrived for {timeout_s:g} s") from error
+            self._is_body_read = not message.get("more_body", False)
+            if chunk := message.get("body", b""):
+                return bytes(chunk)
+        return None
 
     async def wait_gone(self) -> None:
         """Returns when the client has left. Call it only after the body was read."""

@@ -11,10 +11,20 @@ decode, so that sequences which run at the same time share it too. Steps write t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 from penstock.engine.blocks import BlockPool
-from penstock.engine.prefix_cache import PrefixCache
+from penstock.engine.prefix_cache import Node, PrefixCache
 from penstock.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pin:
+    """A cached path that is being read out; it stays until sequences would have to do without its blocks."""
+
+    salt: str
+    path: tuple[Node, ...]
 
 
 class BlockTables:
@@ -25,6 +35,7 @@ class BlockTables:
         self.pool = pool
         self.cache = PrefixCache(pool)
         self.is_caching = is_caching
+        self._pins: list[Pin] = []
         self.num_prompt_tokens = 0
         """Prompt tokens of the sequences admitted so far, each once."""
         self.num_hit_tokens = 0
@@ -37,8 +48,9 @@ class BlockTables:
 
     @property
     def is_idle(self) -> bool:
-        """True if no sequence holds a block and none locks a node; O(1)."""
-        return self.pool.num_held == 0 and self.cache.num_evictable == self.pool.num_cached
+        """True if no sequence holds a block and none locks a node; O(1) where nothing is pinned."""
+        num_locked = self.pool.num_cached - self.cache.num_evictable
+        return self.pool.num_held == 0 and num_locked == self._num_pinned
 
     def admit(self, sequence: Sequence, reserve: int) -> bool:
         """Gives a sequence blocks for all its tokens, cached ones where they are found.
@@ -49,8 +61,9 @@ class BlockTables:
         del path[sequence.num_shareable // self.pool.block_size :]
         fresh = self.pool.blocks_for(len(sequence.tokens)) - len(path)
         # What was found is no longer to be had once it is locked.
-        if fresh + sum(not node.num_locks for node in path) + reserve > self.num_available:
-            return False
+        missing = fresh + sum(not node.num_locks for node in path) + reserve - self.num_available
+        if missing > 0:
+            return self._give_up_pins(missing) and self.admit(sequence, reserve)
         self.cache.lock(path)  # first: what was found must not be evicted to make room for the rest
         sequence.path = path
         sequence.block_table = [node.block for node in path] + self._take(fresh)
@@ -69,7 +82,7 @@ class BlockTables:
         if missing <= 0:  # at all but one in block_size decodes
             return True
         if missing > self.num_available:
-            return False
+            return self._give_up_pins(missing - self.num_available) and self.grow(sequence, extra)
         sequence.block_table += self._take(missing)
         return True
 
@@ -91,12 +104,30 @@ class BlockTables:
         sequence.path, sequence.block_table = [], []
         sequence.num_computed = 0
 
+    def pin(self, salt: str, tokens: SequenceOf[int]) -> Pin:
+        """Keeps what a prompt of `tokens` would find now; see Pin. Give it back with :meth:`unpin`."""
+        pin = Pin(salt, tuple(self.cache.match(salt, tokens)))
+        self.cache.lock(pin.path)
+        self._pins.append(pin)
+        return pin
+
+    def holds(self, pin: Pin) -> bool:
+        """False once the pin was given back or lost: its blocks may hold something else."""
+        return pin in self._pins
+
+    def unpin(self, pin: Pin) -> None:
+        """Lets eviction have the path; does nothing if the pin was lost."""
+        if self.holds(pin):
+            self._pins.remove(pin)
+            self.cache.release(pin.path)
+
     def forget(self) -> None:
         """Evicts everything that no sequence has locked."""
         self.cache.evict(self.cache.num_evictable)
 
     def reset(self) -> None:
         """Begins anew with every block free. No sequence may have a block table."""
+        self._pins.clear()
         self.cache.reset()
         self.pool.reset()
 
@@ -111,7 +142,21 @@ class BlockTables:
             assert [token for node in path for token in node.key] == sequence.tokens[: len(path) * size]
             assert len(path) * size <= sequence.num_computed <= len(table) * size
             held += table[len(path) :]
-        self.pool.check(held, self.cache.check([(one.cache_salt, one.path) for one in sequences]))
+        locked: list[tuple[str, SequenceOf[Node]]] = [(one.cache_salt, one.path) for one in sequences]
+        locked += [(pin.salt, pin.path) for pin in self._pins]
+        self.pool.check(held, self.cache.check(locked))
+
+    @property
+    def _num_pinned(self) -> int:
+        return len({node for pin in self._pins for node in pin.path})
+
+    def _give_up_pins(self, count: int) -> bool:
+        """Gives every pin up if that could make `count` blocks more available; False if it could not."""
+        if self._num_pinned < count:
+            return False
+        for pin in tuple(self._pins):
+            self.unpin(pin)
+        return True
 
     def _take(self, count: int) -> list[int]:
         self.cache.evict(max(count - self.pool.num_free, 0))

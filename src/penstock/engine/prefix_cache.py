@@ -12,6 +12,7 @@ Eviction is that: no clock, no heap, no search. A locked node is never evicted.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
@@ -21,6 +22,8 @@ from penstock.engine.blocks import BlockPool
 Key = tuple[int | str, ...]
 """The tokens of a block; of a root (salt,)."""
 NO_BLOCK = -1  # of roots and of the node above them
+LOCAL_SALT = "\0"
+"""Begins the salts that mean something in this process only; what lies under them never leaves it."""
 
 
 class Node:
@@ -34,6 +37,11 @@ class Node:
         self.block = block
         self.children: dict[Key, Node] = {}
         self.num_locks = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the block."""
+        return [token for token in self.key if isinstance(token, int)]
 
 
 class PrefixCache:
@@ -99,6 +107,53 @@ class PrefixCache:
             self.lock([node])
         path.append(node)
         return node.block
+
+    def child(self, salt: str, parent: Node | None, tokens: Key) -> Node | None:
+        """The cached block below `parent`, or below the root of `salt` where that is None."""
+        above = self._top.children.get((salt,)) if parent is None else parent
+        return above and above.children.get(tokens)
+
+    def adopt(self, salt: str, parent: Node | None, tokens: Key, block: int) -> Node:
+        """Takes over a computed block of the caller's that is not cached yet: unlocked, and the oldest.
+
+        `parent` is cached, or None below the root of `salt`. Lock it to make it younger.
+        """
+        above = self._root(salt) if parent is None else parent
+        assert tokens not in above.children, "a path has one block"
+        self._pool.cache(block)
+        node = above.children[tokens] = Node(tokens, above, block)
+        self._unlocked[node] = None
+        self._unlocked.move_to_end(node, last=False)
+        return node
+
+    def holds(self, node: Node) -> bool:
+        """True if a node that was cached once still is."""
+        # Parents outlive their children, unless all is forgotten at once: then the root is gone.
+        root = self.path_to(node)[0].parent
+        assert node.parent is not None
+        assert root is not None
+        return node.parent.children.get(node.key) is node and self._top.children.get(root.key) is root
+
+    def path_to(self, node: Node) -> list[Node]:
+        """The nodes from below the root to `node`, cached or not."""
+        path = [node]
+        while (parent := path[-1].parent) is not None and parent.block != NO_BLOCK:
+            path.append(parent)
+        path.reverse()
+        return path
+
+    def by_recency(self) -> Iterator[tuple[str, Node]]:
+        """All cached nodes with their salts, parents before children: those in use, then the youngest first.
+
+        So as many of the first as one likes are a tree.
+        """
+        salts: dict[Node, str] = {}
+        in_use = [node for root in self._top.children.values() for node in _below(root) if node.num_locks]
+        for node in itertools.chain(in_use, reversed(self._unlocked)):
+            parent = node.parent
+            assert parent is not None
+            salts[node] = str(parent.key[0]) if parent.block == NO_BLOCK else salts[parent]
+            yield salts[node], node
 
     def evict(self, count: int) -> None:
         """Frees `count` blocks, least recently used first. The caller has checked `num_evictable`."""

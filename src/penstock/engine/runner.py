@@ -12,6 +12,7 @@ from penstock.engine.attention.reference import ReferenceAttention
 from penstock.engine.batch import Batch, build_batch
 from penstock.engine.decoder import Decoder
 from penstock.engine.formats import head_format
+from penstock.engine.kv_pages import TorchPages
 from penstock.engine.linear import METHODS
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.native.runner import NativeRunner
@@ -29,6 +30,7 @@ class TorchRunner:
         self.attention = ReferenceAttention(
             decoder.spec, memory.num_blocks, memory.block_size, memory.compute.kv_dtype, memory.compute.device
         )
+        self.pages = TorchPages(self.attention.keys, self.attention.values, memory.block_size)
         self._states = torch.empty(0, decoder.spec.hidden_size)  # of the last step
 
     @torch.inference_mode()

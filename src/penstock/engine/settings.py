@@ -85,6 +85,15 @@ class EngineSettings(BaseModel):
         ge=0,
         description="KV pool, MiB; 0: room for all sequences at full length, within a quarter of free memory",
     )
+    kv_snapshot: str = Field(
+        "", description="file that keeps the prefix cache from one run to the next; empty: none does"
+    )
+    kv_snapshot_mb: int = Field(1024, ge=1, le=1 << 24, description="largest size of that file, MiB")
+    kv_transfer: bool = Field(
+        False,
+        description="serve /v1/kv/export and /v1/kv/import; whoever reaches the replica can then change what "
+        "is cached",
+    )
 
     step_timeout_s: float = Field(
         300.0,

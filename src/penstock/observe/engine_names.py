@@ -152,6 +152,12 @@ STUCK_STEPS = Metric(
 EVICTIONS = Metric(
     "penstock_engine_prefix_evictions_total", "counter", "KV blocks that the prefix cache gave up for others."
 )
+KV_MOVED = Metric(
+    "penstock_engine_kv_blocks_moved_total",
+    "counter",
+    "KV blocks that came from a snapshot or another replica, or went to one.",
+    ("way",),
+)
 COMPUTED_PROMPT_TOKENS = Metric(
     "penstock_engine_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones included."
 )

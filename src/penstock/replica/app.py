@@ -14,6 +14,7 @@ from penstock.base.errors import NotReadyError
 from penstock.observe import metrics as observe
 from penstock.replica.engine_readings import engine_readings, memory_readings
 from penstock.replica.generation_endpoints import GenerationEndpoints
+from penstock.replica.kv_endpoints import KVEndpoints
 from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
 
@@ -27,6 +28,7 @@ class Replica:
         self._drain = drain
         self._probes = Probes("engine", drain, self._read_engine)
         self._meters = RequestMeters(model.name, model.max_model_len, model.service.now)
+        self._kv = None if model.kv is None else KVEndpoints(model, model.kv, limits)
 
     def application(self) -> Application:
         """The ASGI application."""
@@ -34,6 +36,7 @@ class Replica:
             {
                 **GenerationEndpoints(self._model, self._limits, self._meters).table(),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
+                **({} if self._kv is None else self._kv.table()),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
@@ -54,3 +57,5 @@ class Replica:
         yield from memory_readings(
             self._model.memory, self._meters.labels, prefix_cache=self._model.service.core.is_caching
         )
+        if self._kv is not None:
+            yield from self._kv.readings()

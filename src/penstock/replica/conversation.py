@@ -60,6 +60,23 @@ def encode(model: ServedModel, request: ChatRequest) -> list[int]:
     )
 
 
+def encode_prompt(model: ServedModel, prompt: str | list[int]) -> list[int]:
+    """The tokens of a text completion's prompt.
+
+    Raises:
+        InvalidRequestError: it is empty, or holds a token that the model does not have.
+    """
+    if isinstance(prompt, str):
+        model.refuse_long_text(len(prompt), "prompt")
+        tokens = model.tokenizer.encode(prompt, add_special_tokens=True)
+    else:
+        tokens = prompt
+        model.check_tokens(tokens, "prompt")
+    if not tokens:
+        raise InvalidRequestError("the prompt is empty", param="prompt")
+    return tokens
+
+
 async def reading(model: ServedModel, request: ChatRequest, prompt: list[int]) -> Reading:
     """How the answer to `prompt`, the conversation's, is held to its form and read.
 

@@ -61,7 +61,9 @@ class GenerationEndpoints:
         body = await self._body(exchange)
         request = read_completion_request(body)
         self._admit(request, len(request.prompts))
-        encoded = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in request.prompts])
+        encoded = await asyncio.to_thread(
+            lambda: [conversation.encode_prompt(self._model, prompt) for prompt in request.prompts]
+        )
         job = await self._completion_job(request, encoded, options)
         await self._answer(exchange, job, arrival, body)
 
@@ -195,17 +197,6 @@ class GenerationEndpoints:
     async def _answer(self, exchange: Exchange, job: Job, arrival: float, body: bytes) -> None:
         with self._live.hold(exchange.request_id, job, body) as live:
             await answer(exchange, self._model, job, self._meters.begin(arrival), live.begin)
-
-    def _encode(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            self._model.refuse_long_text(len(prompt), "prompt")
-            tokens = self._model.tokenizer.encode(prompt, add_special_tokens=True)
-        else:
-            tokens = prompt
-            self._model.check_tokens(tokens, "prompt")
-        if not tokens:
-            raise InvalidRequestError("the prompt is empty", param="prompt")
-        return tokens
 
     def _echo(self, request: CompletionRequest, prompt: str | list[int], tokens: list[int]) -> Echo | None:
         if not request.echo:

@@ -14,11 +14,15 @@ from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.drawing import forbid
+from penstock.engine.kv_fingerprint import fingerprint_of
+from penstock.engine.kv_snapshot import is_usable, restore_snapshot
+from penstock.engine.kv_store import KVStore
 from penstock.engine.memory import MemoryPlan, plan_memory
 from penstock.engine.native.build import load_kernels
+from penstock.engine.native.runner import NativeRunner
 from penstock.engine.native.sampler import NativeSampler
 from penstock.engine.plan import Limits
-from penstock.engine.runner import load_runner
+from penstock.engine.runner import TorchRunner, load_runner
 from penstock.engine.sampler import sample
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import Sequence
@@ -47,6 +51,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         ConfigurationError: the model or a setting is refused.
     """
     started = time.perf_counter()
+    _check_kv(settings)
     directory = resolve(settings.model)
     spec = DecoderSpec.from_config(read_config(directory))
     threads = settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores())
@@ -69,6 +74,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         ) from error
     core = _build_core(settings, memory, runner, threads)
     _warm_up(core)
+    kv = _open_store(settings, directory, spec, core, runner)
     logger.info(
         "model loaded",
         model=name,
@@ -92,6 +98,8 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         tool_format=tool_format(settings.tool_format, tool_source, tokenizer),
         reasoning=choose_reasoning(tool_source) if settings.reasoning == "auto" else None,
         vocab_size=spec.vocab_size,
+        kv=kv,
+        serves_kv=settings.kv_transfer,
     )
 
 
@@ -113,6 +121,38 @@ def _build_core(
         sampler=native or sample,
         forbid=forbid if native is None else native.forbid,
     )
+
+
+def snapshot_path(settings: EngineSettings) -> Path:
+    """Where the prefix cache is kept; meaningful if `kv_snapshot` is set."""
+    return Path(os.path.expanduser(settings.kv_snapshot))
+
+
+def _check_kv(settings: EngineSettings) -> None:
+    for name, value in (("kv_snapshot", settings.kv_snapshot), ("kv_transfer", settings.kv_transfer)):
+        if value and not settings.prefix_cache:
+            raise ConfigurationError(
+                f"{name} needs prefix_cache, which is switched off: there is nothing to keep", param=name
+            )
+    if settings.kv_snapshot and not is_usable(snapshot_path(settings)):
+        raise ConfigurationError(f"kv_snapshot {settings.kv_snapshot!r} is no file", param="kv_snapshot")
+
+
+def _open_store(
+    settings: EngineSettings,
+    directory: Path,
+    spec: DecoderSpec,
+    core: EngineCore,
+    runner: TorchRunner | NativeRunner,
+) -> KVStore | None:
+    """The engine's door for KV where a setting asks for one, the snapshot restored."""
+    if not (settings.kv_snapshot or settings.kv_transfer):
+        return None
+    fingerprint = fingerprint_of(directory, spec, runner.memory, runner.pages.layout)
+    store = KVStore(core.scheduler.tables, runner.pages, fingerprint)
+    if settings.kv_snapshot:
+        restore_snapshot(store, snapshot_path(settings))
+    return store
 
 
 def _warm_up(core: EngineCore) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from penstock.base.errors import CheckpointError, ContextLengthError, InvalidRequestError, ModelNotFoundError
+from penstock.engine.kv_store import KVStore
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
@@ -88,6 +89,10 @@ class ServedModel:
     """How it marks what it thinks; None if it does not."""
     vocab_size: int
     """Of the model, which may have more tokens than its tokenizer."""
+    kv: KVStore | None = None
+    """Where KV is kept beyond its requests or passed on."""
+    serves_kv: bool = False
+    """True if KV may be exported and imported by request."""
 
     def check_name(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is this model's."""

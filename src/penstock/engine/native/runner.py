@@ -14,6 +14,7 @@ from torch import Tensor
 from penstock.base.errors import CheckpointError
 from penstock.engine.batch import Batch, build_batch
 from penstock.engine.formats import LANES, head_format, lookup_format
+from penstock.engine.kv_pages import NativePages
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.plan import StepPlan
 from penstock.engine.spec import DecoderSpec
@@ -48,6 +49,7 @@ class NativeRunner:
             spec.num_kv_heads,
             spec.head_dim,
         )
+        self.pages = NativePages(cache)
         parts = _Parts(spec, memory.compute.weight_format, kernels, threads)
         for name, tensor in tensors:
             parts.add(name, tensor)

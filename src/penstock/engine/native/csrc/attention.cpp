@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -42,6 +43,18 @@ class PagedCache : public KVCache {
       : KVCache(shape), padded_(round_up(shape.head_dim, kLanes)), pages_(allocate(bytes_of(shape))) {}
 
   int64_t block_bytes() const override { return shape.layers * shape.kv_heads * page_bytes(shape); }
+
+  void read_block(int64_t block, std::byte* to) const override {
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+      std::memcpy(to + layer * layer_bytes(), page_of(layer, block, 0), layer_bytes());
+    }
+  }
+
+  void write_block(int64_t block, const std::byte* from) override {
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+      std::memcpy(page_of(layer, block, 0), from + layer * layer_bytes(), layer_bytes());
+    }
+  }
 
   void store(int64_t layer, const int32_t* table, int64_t position, const float* key,
              const float* value) override {
@@ -85,6 +98,7 @@ class PagedCache : public KVCache {
     const int64_t scales = std::is_same_v<Element, int8_t> ? 2 * s.block_size * int64_t{sizeof(float)} : 0;
     return round_up(elements * static_cast<int64_t>(sizeof(Element)) + scales, 64);
   }
+  int64_t layer_bytes() const { return shape.kv_heads * page_bytes(shape); }  // of one block
   static int64_t bytes_of(const KVShape& s) { return s.layers * s.blocks * s.kv_heads * page_bytes(s); }
 
   struct Unmap {

@@ -9,6 +9,7 @@
 // it is computed alone or in a chunk, in one piece or span by span on several threads, the bits are the same.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -44,6 +45,9 @@ class KVCache {
   virtual void attend(Pool& pool, const Batch& batch, int64_t layer, int64_t heads, int64_t window,
                       const float* query, int64_t query_stride, float* out, int64_t out_stride) = 0;
   virtual int64_t block_bytes() const = 0;  // over all layers
+  // Copies a block's pages of all layers into or out of block_bytes() bytes, as they lie here.
+  virtual void read_block(int64_t block, std::byte* to) const = 0;
+  virtual void write_block(int64_t block, const std::byte* from) = 0;
 
  protected:
   explicit KVCache(const KVShape& shape) : shape(shape) {}

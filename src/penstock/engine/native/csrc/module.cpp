@@ -134,6 +134,25 @@ Array<float> attend(KVCache& cache, Pool& pool, int64_t layer, int64_t window, c
   return out;
 }
 
+void read_blocks(const KVCache& cache, const Array<int32_t>& blocks, Array<uint8_t>& out) {
+  const int64_t count = length_of(blocks, "blocks"), bytes = cache.block_bytes();
+  require_shape(out, {count, bytes}, "out");
+  for (int64_t i = 0; i < count; ++i) {
+    if (blocks.data()[i] < 0 || blocks.data()[i] >= cache.shape.blocks) throw std::invalid_argument("no such block");
+  }
+  auto* to = reinterpret_cast<std::byte*>(out.mutable_data());
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < count; ++i) cache.read_block(blocks.data()[i], to + i * bytes);
+}
+
+void write_block(KVCache& cache, int64_t block, const Array<uint8_t>& page) {
+  require_shape(page, {cache.block_bytes()}, "page");
+  if (block < 0 || block >= cache.shape.blocks) throw std::invalid_argument("no such block");
+  const auto* from = reinterpret_cast<const std::byte*>(page.data());
+  py::gil_scoped_release release;
+  cache.write_block(block, from);
+}
+
 std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const Array<double>& temperature,
                                  const Array<int32_t>& top_k, const Array<double>& top_p, const Array<double>& min_p,
                                  const Array<double>& uniform) {
@@ -215,6 +234,8 @@ PYBIND11_MODULE(penstock_kernels, m) {
             make_kv_cache(format.c_str(), KVShape{layers, blocks, block_size, kv_heads, head_dim}));
       }))
       .def_property_readonly("block_bytes", &KVCache::block_bytes)
+      .def("read_blocks", &read_blocks, py::arg("blocks"), py::arg("out").noconvert())
+      .def("write_block", &write_block)
       .def("attend", &attend);
 
   py::class_<Layer>(m, "Layer")
