@@ -28,11 +28,10 @@ from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.replica.app import Replica
 from penstock.replica.model import SamplingDefaults, ServedModel
+from penstock.text.answer_format import AnswerFormat
 from penstock.text.grammar import GrammarCompiler
-from penstock.text.reasoning import choose_reasoning
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
-from penstock.text.tools.choice import choose_tool_format
 
 MODEL = "scripted"
 BLOCK_SIZE = 4
@@ -189,7 +188,6 @@ async def replica(
     """Serves; in the end every request must have ended once and every block be free."""
     tokenizer = kind(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)
-    source = None if template is None else template.tool_source
     forward = ScriptedForward(script if callable(script) else lambda _: script, tokenizer)
     core = EngineCore(forward, Limits(max_sequences, 64, max_model_len), num_blocks, BLOCK_SIZE, clock=clock)
     model = ServedModel(
@@ -198,8 +196,7 @@ async def replica(
         tokenizer=tokenizer,
         template=template,
         grammars=GrammarCompiler(tokenizer, tokenizer.vocab_size),
-        tool_format=choose_tool_format(source, tokenizer),
-        reasoning=choose_reasoning(source),
+        answers=AnswerFormat(tokenizer, None if template is None else template.tool_source),
         defaults=SamplingDefaults.of_checkpoint(directory),
         service=EngineService(core, max_requests),
         max_model_len=max_model_len,

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from penstock.base.errors import InvalidRequestError
 from penstock.engine.sampling import Constraint
 from penstock.protocol.chat import ChatRequest, Message, Role
 from penstock.protocol.response_format import GrammarSpec
-from penstock.protocol.tools import ToolUse
+from penstock.protocol.tools import Tool, ToolUse
 from penstock.replica.model import ServedModel
 from penstock.text.detokenizer import Decodes
-from penstock.text.fragments import OutputParser, PlainText
-from penstock.text.reasoning import ReasoningParser
+from penstock.text.fragments import OutputParser
+from penstock.text.grammar_source import refuse_inexact
 from penstock.text.template import Turn
 from penstock.text.thinking import AfterReasoning
-from penstock.text.tools.tool_format import ToolFormat
 
-# Tokens of a prompt's end among which an opened tag of reasoning is looked for.
-TAIL = 16
 # The template's word for each role: templates know no developer, which is OpenAI's newer word for system.
 _TEMPLATE_ROLES: dict[Role, str] = {
     "system": "system",
@@ -51,8 +48,6 @@ def encode(model: ServedModel, request: ChatRequest) -> list[int]:
         )
     model.refuse_long_text(sum(len(message.text) for message in request.messages), "messages")
     use = request.tool_use
-    if use is not None:
-        _format(model)
     return model.template.encode(
         [_turn(message) for message in request.messages],
         () if use is None else use.shown,
@@ -81,31 +76,23 @@ async def reading(model: ServedModel, request: ChatRequest, prompt: list[int]) -
     """How the answer to `prompt`, the conversation's, is held to its form and read.
 
     Raises:
-        InvalidRequestError: its form cannot be compiled.
+        InvalidRequestError: its form cannot be compiled, or tools are asked for in a format not known.
     """
-    use, tags = request.tool_use, model.reasoning
-    starts_inside = False
-    visible: frozenset[str] = frozenset()
-    if tags is not None:
-        visible |= tags.visible_tokens
-        starts_inside = tags.is_open(model.tokenizer.showing(visible).decode(prompt[-TAIL:]))
-    if use is not None:
-        visible |= _format(model).visible_tokens
-    if use is None and tags is None:
-        return Reading(model.tokenizer, None, await constraint_of(model, request.form))
-
-    def new_parser() -> OutputParser:
-        answer: OutputParser = PlainText()
-        if use is not None:
-            answer = _format(model).parser(use.callable, parallel=use.is_parallel)
-        return answer if tags is None else ReasoningParser(tags, answer, starts_inside=starts_inside)
-
-    new_constraint = await constraint_of(model, _forced(model, use, starts_inside) or request.form)
-    if tags is not None and request.form is not None and new_constraint is not None:
+    use = request.tool_use
+    answer = model.answers.read(prompt, use)
+    form = request.form
+    if answer.grammar is not None and use is not None:
+        _refuse_inexact(request.tools or (), use)
+        form = GrammarSpec("tools", answer.grammar, "tool_choice", trial=answer.spelled_grammar or "")
+    new_constraint = await constraint_of(model, form)
+    if new_constraint is not None and answer.grammar is None and answer.reasoning is not None:
         new_constraint = AfterReasoning.around(
-            new_constraint, tags, model.tokenizer.added_tokens, starts_inside=starts_inside
+            new_constraint,
+            answer.reasoning,
+            model.tokenizer.added_tokens,
+            starts_inside=answer.is_inside,
         )
-    return Reading(model.tokenizer.showing(visible), new_parser, new_constraint)
+    return Reading(answer.decoding, answer.new_parser, new_constraint)
 
 
 async def constraint_of(model: ServedModel, form: GrammarSpec | None) -> Callable[[], Constraint] | None:
@@ -117,24 +104,15 @@ async def constraint_of(model: ServedModel, form: GrammarSpec | None) -> Callabl
     return None if form is None else (await model.grammars.compile(form)).new_constraint
 
 
-def _forced(model: ServedModel, use: ToolUse | None, starts_inside: bool) -> GrammarSpec | None:
-    """The grammar of answers that are calls, where a call is forced; thoughts may come before it."""
-    if use is None or not use.is_forced:
-        return None
-    tags = model.reasoning
-    opening = None if tags is None else tags.lark(model.tokenizer.added_tokens, starts_inside=starts_inside)
-    source = _format(model).grammar(use.callable, parallel=use.is_parallel, opening=opening)
-    return GrammarSpec("lark", source, "tool_choice")
-
-
-def _format(model: ServedModel) -> ToolFormat:
-    if model.tool_format is None:
-        raise InvalidRequestError(
-            f"the chat template of {model.name!r} has no format of tool calls that is known here; choose one "
-            "with the engine's tool_format",
-            param="tools",
-        )
-    return model.tool_format
+def _refuse_inexact(tools: Sequence[Tool], use: ToolUse) -> None:
+    for index, tool in enumerate(tools):
+        if tool not in use.callable or tool.function.parameters is None:
+            continue
+        try:
+            refuse_inexact(tool.function.parameters)
+        except ValueError as error:
+            param = f"tools[{index}].function.parameters"
+            raise InvalidRequestError(f"{param!r} cannot be compiled: {error}", param=param) from error
 
 
 def _turn(message: Message) -> Turn:

@@ -31,11 +31,10 @@ from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import read_config
 from penstock.replica.model import SamplingDefaults, ServedModel
+from penstock.text.answer_format import AnswerFormat
 from penstock.text.grammar import GrammarCompiler
-from penstock.text.reasoning import choose_reasoning
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
-from penstock.text.tools.choice import tool_format
 
 logger = structlog.get_logger(__name__)
 PROGRESS_EVERY_S = 2.0
@@ -84,7 +83,6 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         device=str(compute.device),
         threads=threads,
     )
-    tool_source = None if template is None else template.tool_source
     return ServedModel(
         name=name,
         created=int(time.time()),
@@ -95,8 +93,12 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         max_model_len=memory.max_model_len,
         memory=memory,
         grammars=GrammarCompiler(tokenizer, spec.vocab_size),
-        tool_format=tool_format(settings.tool_format, tool_source, tokenizer),
-        reasoning=choose_reasoning(tool_source) if settings.reasoning == "auto" else None,
+        answers=AnswerFormat(
+            tokenizer,
+            None if template is None else template.tool_source,
+            settings.tool_format,
+            splits_reasoning=settings.reasoning == "auto",
+        ),
         vocab_size=spec.vocab_size,
         kv=kv,
         serves_kv=settings.kv_transfer,

@@ -16,11 +16,10 @@ from penstock.engine.memory import MemoryPlan
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
+from penstock.text.answer_format import AnswerFormat
 from penstock.text.grammar import GrammarCompiler
-from penstock.text.reasoning import ReasoningTags
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer, read_json
-from penstock.text.tools.tool_format import ToolFormat
 
 logger = structlog.get_logger(__name__)
 # Sampling fields of generation_config.json that change answers and are not built, with their neutral values.
@@ -83,10 +82,7 @@ class ServedModel:
     max_model_len: int
     memory: MemoryPlan
     grammars: GrammarCompiler
-    tool_format: ToolFormat | None
-    """How the model writes tool calls; None if it is not known."""
-    reasoning: ReasoningTags | None
-    """How it marks what it thinks; None if it does not."""
+    answers: AnswerFormat
     vocab_size: int
     """Of the model, which may have more tokens than its tokenizer."""
     kv: KVStore | None = None
