@@ -267,6 +267,20 @@ def test_rules_with_limits_of_their_own_take_drafts_too(vocabulary: Vocabulary) 
     assert tokens_in(masks[2]) == ENDS
 
 
+def test_a_limit_that_is_reached_ends_the_answer_and_not_its_form(vocabulary: Vocabulary) -> None:
+    """llguidance then gives the mask of the end tokens: an answer would end in its middle, and seem whole."""
+    prefix = "a long way from the beginning "
+    source = f'start: "{prefix}" ' + "A? " * 1000 + '"c"\nA: "b"\n'
+    grammar = compiled("lark", source, vocabulary)
+    constraint, masks = grammar.new_constraint(), new_masks()
+    constraint.fill(masks, [*prefix[:-1].encode()], ())
+    assert not grammar.is_broken
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"cannot be followed any further|is not admitted"):
+            constraint.fill(masks, [*prefix.encode()], ())
+    assert grammar.is_broken
+
+
 def test_a_model_without_an_end_token_cannot_be_constrained(tmp_path: Path) -> None:
     """No answer could end where it is complete."""
     tokenizer = Tokenizer(write_tokenizer(byte_level(), tmp_path))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from grammar_walk import MODEL_VOCAB_SIZE, chat_tokenizer, walk
+from grammar_walk import MODEL_VOCAB_SIZE, chat_tokenizer, new_masks, tokens_in, walk
 from penstock.protocol.response_format import GrammarSpec
 from penstock.text.constraint import Grammar, Vocabulary
 from penstock.text.grammar import build_grammar
@@ -128,3 +128,57 @@ def test_every_finished_answer_validates(
     text = tokenizer.decode(answer)
     assert is_finished, text
     jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+RECORD = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "tags": {"type": "array", "items": {"enum": ["x", None, 1.5]}},
+        "inner": {"type": "object", "additionalProperties": {"$ref": "#"}},
+    },
+    "required": ["name", "tags", "inner"],
+    "additionalProperties": False,
+}
+LEAF = {"name": 'é "quoted" \n 😀 \\', "tags": ["x", None, 1.5], "inner": {}}
+VALUE = {**LEAF, "tags": [], "inner": {"a": LEAF, "b": {**LEAF, "inner": {"c": LEAF}}}}
+
+
+def ends_after(text: str, tokenizer: Tokenizer, grammar: Grammar) -> bool:
+    """True if a text is a whole answer; raises if it is not even the beginning of one."""
+    masks = new_masks()
+    grammar.new_constraint().fill(masks, tokenizer.encode(text, add_special_tokens=False), ())
+    return all(token in tokens_in(masks[0]) for token in tokenizer.end_token_ids)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "layout", [{}, {"separators": (",", ":")}, {"indent": 2}, {"indent": 4}, {"indent": "\t"}]
+)
+def test_the_usual_layouts_are_allowed(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, layout: dict[str, Any], line_end: str
+) -> None:
+    """As programs write JSON, and models that learnt from them."""
+    text = json.dumps(VALUE, ensure_ascii=False, **layout).replace("\n", line_end)
+    for schema in (RECORD, {"type": "object"}):
+        grammar = compiled(schema, vocabulary)
+        assert ends_after(text, tokenizer, grammar)
+        assert not ends_after(text[:-1], tokenizer, grammar)
+
+
+def test_white_space_is_bounded(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """A model that wants nothing else comes to an end all the same."""
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+    constraint = compiled({**schema, "additionalProperties": False}, vocabulary).new_constraint()
+    answer: list[int] = []
+    while True:
+        masks = new_masks()
+        constraint.fill(masks, answer, ())
+        allowed = tokens_in(masks[0])
+        if vocabulary.end_tokens[0] in allowed:
+            break
+        blank = [token for token in b"\n\t " if token in allowed]
+        answer.append(blank[0] if blank else allowed[0])
+    text = tokenizer.decode(answer)
+    assert json.loads(text) == {"a": None}
+    assert len(text) == len('{"a":null}') + 4 * len("\n" + 32 * "\t")

@@ -154,7 +154,7 @@ class _Place:
 
     def _fail(self, what: str) -> None:
         self._grammar.is_broken = True
-        detail = reason(self._matcher.get_error())
+        detail = reason(self._matcher.get_error()).replace("NoExtensionBias", "no token can follow")
         raise EngineError(f"{what}: {detail}" if detail else what)
 
 

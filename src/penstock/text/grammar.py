@@ -16,6 +16,7 @@ from llguidance import LLMatcher
 
 from penstock.base.errors import (
     EngineError,
+    InternalError,
     InvalidRequestError,
     QueueFullError,
     UnsupportedParameterError,
@@ -49,6 +50,8 @@ class _Refusal:
     """Why something could not be made; each who waits for it raises an error of its own."""
 
     reason: str
+    is_ours: bool = False
+    """True if it is no fault of what was asked for; then the log says more."""
 
 
 @dataclass(slots=True)
@@ -115,6 +118,7 @@ class GrammarCompiler:
             InvalidRequestError: it cannot be compiled, with llguidance's reason, or not in time.
             UnsupportedParameterError: the answers of this model cannot be constrained.
             QueueFullError: too many others are being compiled.
+            InternalError: llguidance, or the process for its trial, failed.
         """
         key = (spec.kind, spec.source)
         if (grammar := self._cached(key)) is not None:
@@ -133,11 +137,10 @@ class GrammarCompiler:
                 f"{spec.param!r} takes longer than {self._timeout_s:g} s to compile: simplify it",
                 param=spec.param,
             ) from None
-        if isinstance(outcome, _Refusal):
-            raise InvalidRequestError(
-                f"{spec.param!r} cannot be compiled: {outcome.reason}", param=spec.param
-            )
-        return outcome
+        if not isinstance(outcome, _Refusal):
+            return outcome
+        message = f"{spec.param!r} cannot be compiled: {outcome.reason}"
+        raise (InternalError if outcome.is_ours else InvalidRequestError)(message, param=spec.param)
 
     def _cached(self, key: _Key) -> Grammar | None:
         entry = self._cache.get(key)
@@ -162,8 +165,9 @@ class GrammarCompiler:
 
     async def _read_vocabulary(self, param: str) -> Vocabulary:
         if self._vocabulary is None:
-            self._vocabulary = asyncio.get_running_loop().create_future()
-            self._do(lambda: Vocabulary.of(self._tokenizer, self._vocab_size), self._vocabulary)
+            reading: asyncio.Future[Vocabulary | _Refusal] = asyncio.get_running_loop().create_future()
+            self._do(lambda: Vocabulary.of(self._tokenizer, self._vocab_size), reading)
+            self._vocabulary = reading
         vocabulary = await asyncio.shield(self._vocabulary)
         if isinstance(vocabulary, _Refusal):
             raise UnsupportedParameterError(
@@ -174,7 +178,7 @@ class GrammarCompiler:
     def _begin(self, key: _Key, spec: GrammarSpec, vocabulary: Vocabulary) -> _Job:
         if len(self._jobs) >= MAX_PENDING:
             raise QueueFullError("too many grammars are being compiled", param=spec.param, retry_after_s=1)
-        job = self._jobs[key] = _Job(asyncio.get_running_loop().create_future())
+        job = _Job(asyncio.get_running_loop().create_future())
 
         def work() -> Grammar:
             job.begun.set()
@@ -187,6 +191,7 @@ class GrammarCompiler:
 
         job.outcome.add_done_callback(keep)
         self._do(work, job.outcome)
+        self._jobs[key] = job
         return job
 
     def _do(self, work: Callable[[], _T], outcome: asyncio.Future[_T | _Refusal]) -> None:
@@ -255,9 +260,9 @@ def _attempt(work: Callable[[], _T]) -> _T | _Refusal:
         return work()
     except ValueError as error:
         return _Refusal(reason(str(error)))
-    except BaseException as error:  # a panic of llguidance is not an Exception
-        logger.exception("llguidance failed")
-        return _Refusal(reason(f"llguidance failed: {error}"))
+    except BaseException:  # a panic of llguidance is not an Exception
+        logger.exception("work on a grammar failed")
+        return _Refusal("llguidance failed; see the engine's log", is_ours=True)
 
 
 def _start(work: Callable[[], None]) -> None:

@@ -19,9 +19,11 @@ _TRIAL = """
 import os, resource, sys, threading
 from llguidance import LLMatcher, LLTokenizer
 cpu, memory, stack = map(int, sys.argv[1:])
-resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for kind, limit in ((resource.RLIMIT_CPU, cpu), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, memory)):
+    try:
+        resource.setrlimit(kind, (limit, limit))
+    except (OSError, ValueError):
+        pass  # not every system has each of them
 threading.stack_size(stack)
 def attempt():
     bytes_alone = LLTokenizer("byte")
@@ -35,7 +37,11 @@ os._exit(1)
 
 
 def is_bounded(grammar: str, stack_bytes: int) -> bool:
-    """True if llguidance has read all of `grammar` in time, valid or not. Blocks, as a rule for 50 ms."""
+    """True if llguidance is done with `grammar` in time, valid or not. Blocks, as a rule for 50 ms.
+
+    Raises:
+        OSError: no process can be started.
+    """
     limits = (CPU_S, MEMORY_BYTES, stack_bytes)
     try:
         trial = subprocess.run(
