@@ -11,7 +11,7 @@ from penstock.base.errors import InvalidRequestError
 from penstock.protocol.tools import ToolUse
 from penstock.text.answer_format import AnswerFormat, AnswerReading
 from penstock.text.detokenizer import Detokenizer
-from penstock.text.fragments import Content, Fragment, Reasoning
+from penstock.text.fragments import Content, Fragment, OutputParser, PlainText, Reasoning
 from penstock.text.template import ChatTemplate, Turn
 from penstock.text.tokenizer import Tokenizer
 from tool_answers import TOOLS, call, parse
@@ -50,11 +50,18 @@ def reading(tokenizer: Tokenizer, use: ToolUse | None, **variables: bool) -> Ans
     return AnswerFormat(tokenizer, template.tool_source).read(prompt, use)
 
 
-def read(tokenizer: Tokenizer, found: AnswerReading, answer: str) -> list[Fragment]:
+def parser_of(found: AnswerReading) -> OutputParser:
+    """A new one."""
+    return PlainText() if found.new_parser is None else found.new_parser()
+
+
+def read(
+    tokenizer: Tokenizer, found: AnswerReading, answer: str, parser: OutputParser | None = None
+) -> list[Fragment]:
     """Token by token."""
     detokenizer = Detokenizer(found.decoding)
     ids = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.special_tokens[IM_END]]
-    return parse(found.parser, *(detokenizer.push(token) for token in ids), detokenizer.flush())
+    return parse(parser or parser_of(found), *(detokenizer.push(token) for token in ids), detokenizer.flush())
 
 
 def test_reasoning_and_calls_are_read_from_tokens(tokenizer: Tokenizer) -> None:
@@ -92,8 +99,9 @@ def test_a_forced_call_comes_with_its_grammar(tokenizer: Tokenizer) -> None:
     matcher = LLMatcher(LLTokenizer("byte"), inside.spelled_grammar)
     assert matcher.try_consume_tokens(list((THOUGHT + CALL).encode())) == len(THOUGHT + CALL)
     assert matcher.is_accepting()
-    assert read(tokenizer, inside, THOUGHT + CALL) == [Reasoning("hm"), *call(0, "f", "{}")]
-    assert inside.parser.is_complete
+    parser = parser_of(inside)
+    assert read(tokenizer, inside, THOUGHT + CALL, parser) == [Reasoning("hm"), *call(0, "f", "{}")]
+    assert parser.is_complete
 
 
 def test_answers_of_a_plain_model_are_content(tokenizer: Tokenizer) -> None:

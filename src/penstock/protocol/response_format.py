@@ -20,7 +20,7 @@ MAX_SOURCE_BYTES = 64 * 1024  # ours: what a grammar costs grows with its text
 MAX_CHOICES = 1024  # ours
 MAX_DESCRIPTION_LENGTH = 8192  # ours
 
-Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+Kind = Literal["json_object", "json_schema", "regex", "choice", "lark", "tools"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class GrammarSpec:
     """The schema's JSON, the regular expression, a JSON array of choices, Lark; empty for json_object."""
     param: str
     """The request's field, for errors about it."""
+    trial: str = ""
+    """Of tools, whose Lark is ours around their schemas: the same without tokens of the model's own."""
 
 
 class TextFormat(msgspec.Struct, frozen=True, tag="text", forbid_unknown_fields=True):

@@ -59,7 +59,10 @@ class AnswerFormat:
             InvalidRequestError: tools are asked for and the format of their calls is not known.
         """
         tools, tags = self._tools_for(use), self._reasoning
-        marks = {*(() if tools is None else tools.visible_tokens), *(() if tags is None else tags.visible_tokens)}
+        marks = {
+            *(() if tools is None else tools.visible_tokens),
+            *(() if tags is None else tags.visible_tokens),
+        }
         if not marks:
             return AnswerReading(self._tokenizer, None, None, None)
         decoding = self._tokenizer.showing(marks)

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -218,7 +218,8 @@ def compile_grammar(spec: GrammarSpec, vocabulary: Vocabulary) -> Grammar:
         ValueError: it cannot be compiled or followed within the limits, with the reason.
     """
     source = translate(spec)
-    if has_schema(spec) and not is_bounded(source, STACK_BYTES):
+    trial = translate(replace(spec, source=spec.trial)) if spec.trial else source
+    if has_schema(spec) and not is_bounded(trial, STACK_BYTES):
         raise ValueError("it takes too much time or memory: simplify it, above all 'allOf' and 'multipleOf'")
     return build_grammar(spec, source, vocabulary)
 

@@ -45,7 +45,7 @@ def limits(spec: GrammarSpec) -> LLParserLimits:
 
 def has_schema(spec: GrammarSpec) -> bool:
     """True if its compilation may take work that `limits` does not bound."""
-    return spec.kind == "json_schema" or (spec.kind == "lark" and "%json" in spec.source)
+    return spec.kind in ("json_schema", "tools") or (spec.kind == "lark" and "%json" in spec.source)
 
 
 def translate(spec: GrammarSpec) -> str:
@@ -61,7 +61,7 @@ def translate(spec: GrammarSpec) -> str:
 
 
 def _lark(spec: GrammarSpec) -> str:
-    if spec.kind == "lark":
+    if spec.kind in ("lark", "tools"):
         return spec.source
     if spec.kind == "regex":
         return f"start: /{regex_to_lark(spec.source, '')}/"
@@ -71,7 +71,7 @@ def _lark(spec: GrammarSpec) -> str:
         return _schema({"type": "object"})
     try:
         schema = json.loads(spec.source)
-        _refuse_inexact(schema)
+        refuse_inexact(schema)
         return _schema(schema)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -81,8 +81,8 @@ def _schema(schema: dict[str, Any]) -> str:
     return "start: %json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}})
 
 
-def _refuse_inexact(schema: dict[str, Any]) -> None:
-    """Refuses what llguidance takes and does not enforce to the letter."""
+def refuse_inexact(schema: dict[str, Any]) -> None:
+    """Raises ValueError for what llguidance takes of a schema and does not enforce to the letter."""
     if "x-guidance" in schema:
         raise ValueError("'x-guidance' is not a keyword of JSON schema")
     for part in _objects(schema):
