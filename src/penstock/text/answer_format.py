@@ -83,8 +83,8 @@ class AnswerFormat:
     def _tools_for(self, use: ToolUse | None) -> ToolFormat | None:
         if use is not None and self._tools is None:
             raise InvalidRequestError(
-                "tools cannot be used: the format of this model's calls is not known; the engine's tool_format "
-                "says it",
+                "tools cannot be used: the format of this model's calls is not known; the engine's setting "
+                "tool_format says it",
                 param="tools",
             )
         return None if use is None else self._tools
