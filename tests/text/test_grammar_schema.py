@@ -19,6 +19,7 @@ from penstock.text.tokenizer import Tokenizer
 
 NAMES = st.sampled_from(["a", "b", "name", "ключ", "😀", 'q"\\', "a\n", "", "minimum", "/"])
 SMALL = st.integers(-300, 300)
+QUARTERS = st.integers(-12, 12).map(lambda number: number / 4) | SMALL
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,8 @@ LEAVES = st.one_of(
     st.sampled_from([{"type": "null"}, {"type": "boolean"}, {"type": ["string", "null"]}, {}]),
     typed("integer", minimum=SMALL, maximum=SMALL, multipleOf=st.integers(1, 12)),
     typed("integer", exclusiveMinimum=SMALL, exclusiveMaximum=SMALL),
-    typed(
-        "number",
-        minimum=SMALL,
-        maximum=SMALL.map(lambda n: n / 4),
-        exclusiveMaximum=SMALL,
-    ),
+    typed("number", minimum=QUARTERS, maximum=QUARTERS),
+    typed("number", exclusiveMinimum=QUARTERS, exclusiveMaximum=QUARTERS),
     typed(
         "string",
         minLength=st.integers(0, 6),

@@ -87,7 +87,10 @@ class GrammarCompiler:
         max_cached_bytes: int = MAX_CACHED_BYTES,
         compile: Callable[[GrammarSpec, Vocabulary], Grammar] | None = None,
     ) -> None:
-        """`vocab_size` is the model's; `max_cached_bytes` bounds the sources of the grammars kept."""
+        """`vocab_size` is the model's; `max_cached_bytes` bounds the sources of the grammars kept.
+
+        `compile` does the work on the thread; `compile_grammar` unless given.
+        """
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._timeout_s = timeout_s

@@ -1,12 +1,14 @@
 """From what a client wrote to a grammar as llguidance reads it, with the limits under which it compiles.
 
-The limits make every compilation and every mask end by itself: a thread cannot be stopped from outside.
+The limits make compilations and masks end by themselves, for a thread cannot be stopped from outside; what
+they do not bound, `grammar_trial` finds out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import ceil, floor
 from typing import Any
 
 from llguidance import LLParserLimits, regex_to_lark
@@ -85,14 +87,36 @@ def refuse_inexact(schema: dict[str, Any]) -> None:
     """Raises ValueError for what llguidance takes of a schema and does not enforce to the letter."""
     if "x-guidance" in schema:
         raise ValueError("'x-guidance' is not a keyword of JSON schema")
-    for part in _objects(schema):
-        least, required = part.get("minProperties"), part.get("required")
+    parts = list(_objects(schema))
+    for part in parts:
+        required = part.get("required")
         named = len(set(map(str, required))) if isinstance(required, list) else 0
         # A name that no keyword lists may come twice, and counts once.
-        if isinstance(least, int | float) and least > named + 1:
+        if any(least > named + 1 for least in _numbers([part], "minProperties")):
             raise ValueError(
                 f"'minProperties' above {named + 1} cannot be enforced here: name more in 'required'"
             )
+    # Of the numbers above 3 and up to 3.5 it takes 3 for one, of those below -3 and down to -3.5 it takes -3.
+    # Bounds may come together from different parts.
+    above = {floor(limit) for limit in _numbers(parts, "maximum", "exclusiveMaximum") if limit % 1}
+    below = {ceil(limit) for limit in _numbers(parts, "minimum", "exclusiveMinimum") if limit % 1}
+    for keyword, plain, near, sign in (
+        ("exclusiveMinimum", "minimum", above, 1),
+        ("exclusiveMaximum", "maximum", below, -1),
+    ):
+        in_draft_4 = [part for part in parts if part.get(keyword) is True]
+        for limit in (*_numbers(parts, keyword), *_numbers(in_draft_4, plain)):
+            if limit in near and limit * sign >= 0:
+                raise ValueError(f"{keyword!r} {limit} cannot be enforced with another bound so near to it")
+
+
+def _numbers(parts: Iterable[dict[str, Any]], *keywords: str) -> Iterator[float]:
+    """The numbers that these keywords have; in draft 4 some are true or false."""
+    for part in parts:
+        for keyword in keywords:
+            value = part.get(keyword)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield value
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
