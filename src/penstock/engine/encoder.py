@@ -77,7 +77,8 @@ def _positions(tokens: NDArray[np.int64], spec: EncoderSpec) -> NDArray[np.int64
         return np.arange(len(tokens), dtype=np.int64)
     # As RoBERTa was trained: padding inside a text has no position of its own.
     is_text = tokens != spec.pad_token_id
-    return np.cumsum(is_text) * is_text + spec.pad_token_id
+    positions: NDArray[np.int64] = np.cumsum(is_text) * is_text + spec.pad_token_id
+    return positions
 
 
 class EncoderAttention(nn.Module):
@@ -150,7 +151,8 @@ class Encoder(nn.Module):
         states = self.norm(states)
         for layer in self.layers:
             states = layer(states, batch.groups)
-        return states
+        out: Tensor = states
+        return out
 
     def score(self, states: Tensor) -> Tensor:
         """First tokens' states (n, hidden_size) -> float32 scores (n,), before the sigmoid."""

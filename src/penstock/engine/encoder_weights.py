@@ -81,9 +81,8 @@ def load_encoder(
             if _IGNORED.search(name):
                 continue
             raise CheckpointError(f"{directory} holds a tensor the architecture does not have: {name}")
-        target = parameters[part.name]
-        if part.rows is not None:
-            target = target.narrow(0, part.start, part.rows)
+        whole = parameters[part.name]
+        target = whole if part.rows is None else whole.narrow(0, part.start, part.rows)
         if tensor.shape != target.shape:
             raise CheckpointError(
                 f"tensor {name} has shape {tuple(tensor.shape)}, config.json implies {tuple(target.shape)}"

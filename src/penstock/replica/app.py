@@ -18,9 +18,14 @@ from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
 from penstock.replica.answer import Job, answer
+from penstock.replica.embedding import DecoderEmbedder
+from penstock.replica.embedding_endpoints import EmbeddingEndpoints
 from penstock.replica.model import ServedModel
+from penstock.replica.ranking import CosineRanker
 from penstock.replica.request_timeout import read_request_timeout
+from penstock.replica.rerank_endpoints import RerankEndpoints
 from penstock.replica.shapes import ChatShape, CompletionShape, Shape
+from penstock.replica.token_endpoints import TokenEndpoints
 from penstock.text.template import Turn
 
 # The template's word for each role: templates know no developer, which is OpenAI's newer word for system.
@@ -48,6 +53,8 @@ class Replica:
             {
                 ("POST", "/v1/chat/completions"): Endpoint(self._chat),
                 ("POST", "/v1/completions"): Endpoint(self._complete),
+                **self._embedding_endpoints(),
+                **TokenEndpoints(self._model, self._encode_chat, self._limits).table(),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
@@ -56,6 +63,16 @@ class Replica:
             self._drain,
             self._probes.count,
         )
+
+    def _embedding_endpoints(self) -> dict[tuple[str, str], Endpoint]:
+        model, defaults = self._model, self._model.embedding
+        if defaults is None:
+            return {}
+        embedder = DecoderEmbedder(model.service)
+        return {
+            **EmbeddingEndpoints(model, embedder, defaults, self._limits).table(),
+            **RerankEndpoints(model, CosineRanker(model, embedder, defaults), self._limits).table(),
+        }
 
     async def _chat(self, exchange: Exchange) -> None:
         started = self._model.service.now()
@@ -97,14 +114,15 @@ class Replica:
 
         await answer(exchange, self._model, job, on_first_token)
 
-    def _encode_chat(self, request: ChatRequest) -> list[int]:
+    def _encode_chat(self, request: ChatRequest, add_generation_prompt: bool = True) -> list[int]:
         if self._model.template is None:
             raise InvalidRequestError(
                 f"the model {self._model.name!r} has no chat template; use /v1/completions", param="messages"
             )
         self._model.refuse_long_text(sum(len(message.text) for message in request.messages), "messages")
         return self._model.template.encode(
-            [Turn(_TEMPLATE_ROLES[message.role], message.text) for message in request.messages]
+            [Turn(_TEMPLATE_ROLES[message.role], message.text) for message in request.messages],
+            add_generation_prompt=add_generation_prompt,
         )
 
     def _encode_text(self, text: str) -> list[int]:

@@ -12,6 +12,7 @@ from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFo
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
+from penstock.replica.embedding_defaults import EmbeddingDefaults
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer, read_json
 
@@ -61,17 +62,14 @@ class SamplingDefaults:
             raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """Everything a request to this replica needs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served of any model, whether it generates or not."""
 
     name: str
     created: int
     """Unix seconds at which serving began."""
     tokenizer: Tokenizer
-    template: ChatTemplate | None
-    defaults: SamplingDefaults
-    service: EngineService
     max_model_len: int
 
     def check_name(self, name: str) -> None:
@@ -94,6 +92,17 @@ class ServedModel:
                 f"characters, which are at least {least} tokens. Shorten the prompt",
                 param=param,
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel(Served):
+    """Everything a request to a model that generates needs."""
+
+    template: ChatTemplate | None
+    defaults: SamplingDefaults
+    service: EngineService
+    embedding: EmbeddingDefaults | None = None
+    """How it embeds texts; None if it does not."""
 
     def sampling(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
         """What the request says, else the defaults; without a limit, as many tokens as the context leaves.

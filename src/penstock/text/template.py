@@ -75,8 +75,10 @@ class ChatTemplate:
             source = named.get("default")
         return ChatTemplate(source, tokenizer) if isinstance(source, str) else None
 
-    def encode(self, turns: Sequence[Turn]) -> list[int]:
+    def encode(self, turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of the conversation up to where the assistant's next turn begins.
+
+        Without `add_generation_prompt` they end with the last message.
 
         Special tokens inside a turn's content are encoded as the text they look like.
 
@@ -87,16 +89,17 @@ class ChatTemplate:
         messages = [
             {"role": turn.role, "content": self._tokenizer.defuse(turn.content, defused)} for turn in turns
         ]
-        return self._tokenizer.encode_prompt(self.render(messages), defused)
+        text = self.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._tokenizer.encode_prompt(text, defused)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The prompt as text, with the assistant's next turn opened."""
+    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt as text, with the assistant's next turn opened or not."""
         try:
             return self._template.render(
                 messages=list(messages),
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **self._special,
             )
         except Exception as error:  # a template is foreign code and may raise anything
