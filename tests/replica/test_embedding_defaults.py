@@ -10,7 +10,7 @@ import pytest
 from byte_tokenizer import write_json
 from penstock.base.errors import CheckpointError
 from penstock.engine.pooling import Pooling
-from penstock.replica.embedding_defaults import EmbeddingDefaults
+from penstock.replica.embedding_defaults import EmbeddingDefaults, read_longest_text
 from tiny_encoders import REAL
 
 
@@ -39,13 +39,14 @@ THREE = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normali
 
 def test_the_real_encoder() -> None:
     """Mean, normalised, made for 256 tokens."""
+    assert read_longest_text(REAL) == 256
     found = EmbeddingDefaults.of_checkpoint(REAL, 384, Pooling.CLS)
-    assert found == EmbeddingDefaults(384, Pooling.MEAN, is_normalised=True, max_tokens=256)
+    assert found == EmbeddingDefaults(384, Pooling.MEAN, is_normalised=True)
 
 
 def test_a_folder_that_says_nothing(tmp_path: Path) -> None:
     """The kind's own pooling, normalised."""
-    assert read(tmp_path) == EmbeddingDefaults(48, Pooling.LAST, is_normalised=True, max_tokens=None)
+    assert read(tmp_path) == EmbeddingDefaults(48, Pooling.LAST, is_normalised=True)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +106,4 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_the_longest_text_is_read(tmp_path: Path, longest: Any, found: int | None) -> None:
     """Null, as some checkpoints have it, says nothing."""
     write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": longest})
-    assert read(tmp_path).max_tokens == found
+    assert read_longest_text(tmp_path) == found

@@ -57,6 +57,8 @@ def test_the_longest_text_is_what_the_checkpoint_was_made_for(
         ({"kernels": "native"}, "kernels native"),
         ({"kv_dtype": "int8"}, "kv_dtype int8"),
         ({"kv_cache_mb": 5}, "kv_cache_mb 5"),
+        ({"block_size": 32}, "block_size 32"),
+        ({"decode_slowdown": 3.0}, "decode_slowdown 3"),
         ({"max_model_len": 67}, "66 positions"),
     ],
 )
@@ -86,6 +88,18 @@ def test_a_broken_encoder_is_seen_at_start(directory: Path) -> None:
     write_json(directory / "config.json", config | {"num_hidden_layers": 4})
     with pytest.raises(CheckpointError, match="lacks 16 of"):
         load(directory)
+
+
+def test_settings_that_ask_for_nothing_pass(directory: Path) -> None:
+    """Beside the defaults."""
+    load(directory, quantize="none", kernels="torch", prefix_cache=False, decode_slowdown=0.0)
+
+
+def test_a_cross_encoder_needs_no_pipeline(tmp_path: Path) -> None:
+    """What is beside it for embeddings is not for its scores."""
+    write_encoder_model(SCORERS[0], tmp_path)
+    write_json(tmp_path / "modules.json", [{"type": "sentence_transformers.models.Dense"}])
+    assert load(tmp_path).embedding is None
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

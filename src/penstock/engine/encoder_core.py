@@ -1,11 +1,11 @@
-"""The encoder's step: choose texts, compute, pool, say which requests are complete. Synchronous, one thread."""
+"""The encoder's step: choose texts, compute, pool, say which requests are complete. Synchronous."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,8 +37,6 @@ class EncoderLimits:
 class EncoderStats:
     """A snapshot of the encoder; counters run from its start."""
 
-    num_requests: int = 0
-    """Running and waiting."""
     num_steps: int = 0
     num_failed_steps: int = 0
     prompt_tokens: int = 0
@@ -51,7 +49,7 @@ class Texts:
 
     inputs: Sequence[EncoderInput]
     pooling: Pooling | None
-    """Makes each text's states its vector; None: a cross-encoder's head makes them a score, as a vector of one."""
+    """Makes each text's states its vector; None: the head makes them a score, as a vector of one."""
     arrival: float
     """Seconds on the core's clock."""
     vectors: dict[int, Vector] = field(default_factory=dict)
@@ -91,7 +89,7 @@ class EncoderCore:
 
     @property
     def is_broken(self) -> bool:
-        """True after MAX_FAILED_STEPS steps in a row in which neither any text nor a probe could be computed."""
+        """True after MAX_FAILED_STEPS steps in a row in which not even a probe could be computed."""
         return self._failed_in_row >= MAX_FAILED_STEPS
 
     def add(self, job: EncoderJob) -> None:
@@ -104,7 +102,7 @@ class EncoderCore:
 
     def stats(self) -> EncoderStats:
         """A snapshot; may be read from another thread."""
-        return replace(self._stats, num_requests=len(self._queue))
+        return self._stats
 
     def step(self) -> list[EncoderOutput]:
         """Computes one batch and says which jobs it ended, late ones included.
@@ -159,9 +157,7 @@ class EncoderCore:
         try:
             vectors = self._compute(batch)
         except Exception:
-            logger.exception(
-                "encoder step failed", extra={"num_texts": len(batch), "num_tokens": num_tokens}
-            )
+            logger.exception("encoder step failed", extra={"num_texts": len(batch), "num_tokens": num_tokens})
             return False
         for (job, index), vector in zip(batch, vectors, strict=True):
             job.work.vectors[index] = vector

@@ -38,8 +38,6 @@ class EmbeddingDefaults:
     """Numbers in a vector."""
     pooling: Pooling
     is_normalised: bool = True
-    max_tokens: int | None = None
-    """Longest text that the checkpoint says it was made for; None if it does not say."""
 
     @staticmethod
     def of_checkpoint(directory: Path, size: int, pooling: Pooling) -> EmbeddingDefaults:
@@ -58,13 +56,21 @@ class EmbeddingDefaults:
         config = read_json(directory / "config_sentence_transformers.json")
         if name := config.get("default_prompt_name"):
             logger.warning("the checkpoint wants a prompt before each text; clients must send it", name=name)
-        longest = read_json(directory / "sentence_bert_config.json").get("max_seq_length")
         return EmbeddingDefaults(
             size=size,
             pooling=_pooling(path) or pooling,
             is_normalised="Normalize" in kinds if modules else True,
-            max_tokens=longest if type(longest) is int and longest > 0 else None,
         )
+
+
+def read_longest_text(directory: Path) -> int | None:
+    """Tokens of the longest text that a checkpoint says it was made for; None if it does not say.
+
+    Raises:
+        CheckpointError: sentence_bert_config.json is there and cannot be read.
+    """
+    longest = read_json(directory / "sentence_bert_config.json").get("max_seq_length")
+    return longest if type(longest) is int and longest > 0 else None
 
 
 def _kind(module: dict[str, Any]) -> str:

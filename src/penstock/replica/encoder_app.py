@@ -81,7 +81,7 @@ class EncoderReplica:
 
     def _read_engine(self) -> Iterator[observe.Reading]:
         stats = self._model.service.stats()
-        yield names.ENGINE_RUNNING, (), stats.num_requests
+        yield names.ENGINE_RUNNING, (), self._model.service.num_requests
         yield names.ENGINE_STEPS, (), stats.num_steps
         yield names.ENGINE_FAILED_STEPS, (), stats.num_failed_steps
         yield names.ENGINE_STUCK_STEPS, (), self._model.service.is_stuck

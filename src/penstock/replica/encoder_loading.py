@@ -19,18 +19,21 @@ from penstock.engine.encoder_weights import load_encoder
 from penstock.engine.pooling import Pooling
 from penstock.engine.settings import EngineSettings
 from penstock.engine.weights import read_config
-from penstock.replica.embedding_defaults import EmbeddingDefaults
+from penstock.replica.embedding_defaults import EmbeddingDefaults, read_longest_text
 from penstock.replica.encoder_model import ServedEncoder
 from penstock.replica.threads import choose_threads
 from penstock.text.tokenizer import Tokenizer
 
 logger = structlog.get_logger(__name__)
-# Settings that mean nothing to an encoder, with the values that ask for nothing.
-_WITHOUT_EFFECT = {
-    "quantize": ("auto", "none"),
-    "kernels": ("auto", "torch"),
-    "kv_dtype": ("auto",),
-    "kv_cache_mb": (0,),
+# Settings that mean nothing to an encoder, with the values that ask for nothing beside their defaults.
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "quantize": ("none",),
+    "kernels": ("torch",),
+    "kv_dtype": (),
+    "kv_cache_mb": (),
+    "block_size": (),
+    "prefix_cache": (False,),
+    "decode_slowdown": (0.0,),
 }
 
 
@@ -54,8 +57,10 @@ def load_encoder_model(
             f"the tokenizer of {settings.model} has {tokenizer.vocab_size} tokens, the model "
             f"{spec.vocab_size}: they do not belong together"
         )
-    defaults = EmbeddingDefaults.of_checkpoint(directory, spec.hidden_size, Pooling.MEAN)
-    length = _max_text_tokens(spec, settings, defaults)
+    defaults = (
+        None if spec.scores else EmbeddingDefaults.of_checkpoint(directory, spec.hidden_size, Pooling.MEAN)
+    )
+    length = _max_text_tokens(spec, settings, read_longest_text(directory))
     try:
         encoder = load_encoder(directory, spec, dtype, device, progress)
     except (RuntimeError, MemoryError) as error:  # what torch raises when an allocation fails
@@ -80,26 +85,26 @@ def load_encoder_model(
         tokenizer=tokenizer,
         max_model_len=length,
         service=EncoderService(core),
-        embedding=None if spec.scores else defaults,
+        embedding=defaults,
     )
 
 
 def _refuse_without_effect(settings: EngineSettings) -> None:
     for key, neutral in _WITHOUT_EFFECT.items():
-        if (value := getattr(settings, key)) not in neutral:
+        if (value := getattr(settings, key)) not in (EngineSettings.model_fields[key].default, *neutral):
             raise ConfigurationError(
                 f"{key} {value} is for models that generate; {settings.model} is an encoder", param=key
             )
 
 
-def _max_text_tokens(spec: EncoderSpec, settings: EngineSettings, defaults: EmbeddingDefaults) -> int:
+def _max_text_tokens(spec: EncoderSpec, settings: EngineSettings, made_for: int | None) -> int:
     """What is set, else what the checkpoint says it was made for, else all its positions."""
     if settings.max_model_len > spec.max_positions:
         raise ConfigurationError(
             f"max_model_len {settings.max_model_len} is more than the model's {spec.max_positions} positions",
             param="max_model_len",
         )
-    return settings.max_model_len or min(defaults.max_tokens or spec.max_positions, spec.max_positions)
+    return settings.max_model_len or min(made_for or spec.max_positions, spec.max_positions)
 
 
 def _warm_up(core: EncoderCore) -> None:
