@@ -39,6 +39,12 @@ def test_a_prompt_is_read() -> None:
     assert request.return_token_strs is True
 
 
+def test_null_is_the_same_as_left_out() -> None:
+    """Also where it decides between the two forms."""
+    assert read(prompt="x", messages=None, return_token_strs=None) == read(prompt="x")
+    assert read(messages=TALK, prompt=None, add_generation_prompt=None) == read(messages=TALK)
+
+
 def test_a_conversation_is_read_as_chat_reads_it() -> None:
     """Same messages, same errors, and the field is named the same."""
     request = read(messages=TALK, tools=[], return_token_strs=True)

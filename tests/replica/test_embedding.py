@@ -16,7 +16,7 @@ from penstock.base.errors import DeadlineExceededError, EngineError, QueueFullEr
 from penstock.engine.plan import StepPlan
 from penstock.engine.pooling import Pooling
 from penstock.engine.service import EngineService
-from penstock.replica.embedding import DecoderEmbedder, finish
+from penstock.replica.embedding import TURN_CHARACTERS, DecoderEmbedder, encode_in_turns, finish
 from tiny_engine import FailingForward, GatedForward, greedy, scripted_core
 
 GUARD_S = 30  # only a hanging engine gets here
@@ -147,3 +147,20 @@ def test_what_is_no_number_is_no_vector() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(EngineError, match="no numbers"):
             finish([np.array([1, bad], dtype=np.float32)], None, normalise=False)
+
+
+async def test_texts_are_tokenised_in_turns() -> None:
+    """Small ones together, large ones alone, in order; what was done by the deadline is in vain."""
+    turns: list[tuple[int, int]] = []
+
+    def encode(start: int, end: int) -> list[int]:
+        turns.append((start, end))
+        return list(range(start, end))
+
+    half = TURN_CHARACTERS // 2
+    sizes = [half, half, 1, TURN_CHARACTERS * 5, 0, 3]
+    assert await encode_in_turns(sizes, encode, lambda: 0.0, 1.0) == [0, 1, 2, 3, 4, 5]
+    assert turns == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    with pytest.raises(DeadlineExceededError):
+        await encode_in_turns(sizes, encode, lambda: float(len(turns)), 6.0)
+    assert len(turns) == 6

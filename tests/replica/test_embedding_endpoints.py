@@ -1,10 +1,9 @@
-"""/v1/embeddings over encoders and decoders: transformers' vectors in every form that a client may ask for."""
+"""/v1/embeddings over encoders and decoders: transformers' vectors in every form that can be asked for."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import BertModel
 from asgi_call import Call
 from byte_tokenizer import CHATML, IM_END, byte_level, write_tokenizer
 from penstock.engine.pooling import Pooling, pool
-from served_model import MODEL, Desk, served
+from served_model import MODEL, served
 from tiny_checkpoints import Case, write_checkpoint
 from tiny_encoders import ENCODERS, REAL, write_encoder_model
 
@@ -133,8 +132,10 @@ async def test_a_text_that_is_too_long_is_named(
             assert str(longest) in message
         if kind == "decoder":  # seen before it is tokenised
             assert (await desk.refused(PATH, input=["a", "x" * 100_000]))[0] == "input[1]"
-        else:  # a word that it does not know is one token
-            assert len(await desk.vectors(["a", "x" * 100_000])) == 2
+        else:  # a word that it does not know is one token; there is a bound all the same
+            assert len(await desk.vectors(["a", "x" * longest * 512])) == 2
+            assert (await desk.refused(PATH, input=["a", "x" * (longest * 512 + 1)]))[0] == "input[1]"
+        assert len(await desk.vectors("a " * 1_000_000, truncate_prompt_tokens=-1)) == 1
         assert (await desk.refused(PATH, input="a " * 400))[0] == "input"
         assert len(await desk.vectors([[5] * longest])) == 1
 

@@ -93,6 +93,10 @@ async def test_long_documents_are_named_or_cut(scorer: tuple[Path, Any]) -> None
         assert cut[0]["relevance_score"] == pytest.approx(cut[1]["relevance_score"], abs=1e-6)
         assert (await desk.post(PATH, max_tokens_per_doc=4096, **asked)).status == 200
         assert (await desk.refused(PATH, query=long, documents=["a"]))[0] == "query"
+        huge = "x" * (desk.model.max_model_len * 512 + 1)
+        assert (await desk.refused(PATH, query="cat", documents=["a", huge]))[0] == "documents[1]"
+        assert (await desk.refused(PATH, query=huge, documents=["a"]))[0] == "query"
+        assert (await desk.post(PATH, query="cat", documents=[huge], max_tokens_per_doc=9)).status == 200
         exact = "dog " * (desk.model.max_model_len - 4)
         assert (await desk.post(PATH, query="cat", documents=[exact])).status == 200
 

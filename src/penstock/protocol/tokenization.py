@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -11,13 +11,13 @@ from penstock.base.errors import InvalidRequestError
 from penstock.protocol.chat import ChatRequest, read_chat_request
 from penstock.protocol.embeddings import TokenId
 from penstock.protocol.generation import Name
-from penstock.protocol.strict import Unbuilt, read_fields, read_request
+from penstock.protocol.strict import read_fields, read_request
 
 MAX_TOKENS = 1 << 20  # ours
 # Fields of a chat request that its prompt depends on; they are read as a chat request has them.
 CHAT_FIELDS = frozenset({"model", "messages", "tools", "tool_choice", "chat_template_kwargs"})
 
-UNBUILT: Unbuilt = {
+UNBUILT: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "continue_final_message": (False,),
     "mm_processor_kwargs": (),
@@ -68,9 +68,9 @@ def read_tokenize_request(body: bytes) -> TokenizeRequest | TokenizeChatRequest:
     Raises:
         InvalidRequestError, UnsupportedParameterError, UnknownParameterError: `param` names the field.
     """
-    fields = read_fields(body)
+    fields = {name: raw for name, raw in read_fields(body).items() if bytes(raw) != b"null"}
     if "messages" not in fields:
-        return read_request(body, _TEXT, UNBUILT)
+        return read_request(body, _TEXT, UNBUILT | {"messages": ()})
     if "prompt" in fields:
         raise InvalidRequestError("'prompt' and 'messages' exclude each other", param="prompt")
     chat = {name: raw for name, raw in fields.items() if name in CHAT_FIELDS}

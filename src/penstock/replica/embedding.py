@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,16 @@ from penstock.engine.pooling import Pooled, Pooling, Vector
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import FinishReason
 from penstock.engine.service import EngineService
-from penstock.replica.model import Served
+from penstock.replica.model import CHARACTERS_PER_TOKEN, Served
 
 # Pause before asking a full queue again: nothing announces a free place in it.
 RETRY_S = 0.05
+# What is tokenised in one go, some tenths of a second at most.
+TURN_CHARACTERS = 1 << 18
 _PROMPT_ONLY = SamplingParams(max_tokens=0, temperature=0.0)
+
+
+T = TypeVar("T")
 
 
 class Embedder(Protocol):
@@ -136,6 +141,34 @@ def finish(vectors: Sequence[Vector], size: int | None, *, normalise: bool) -> N
     return unit
 
 
+async def encode_in_turns(
+    sizes: Sequence[int],
+    encode: Callable[[int, int], Sequence[T]],
+    now: Callable[[], float],
+    deadline: float,
+) -> list[T]:
+    """Tokenises texts off the event loop, so many at a time that other requests have the threads in between.
+
+    Args:
+        sizes: of each text, in characters or tokens.
+        encode: called with (start, end); gives what texts [start, end) become, and raises what it likes.
+        now: the clock of `deadline`.
+
+    Raises:
+        DeadlineExceededError: `deadline` has passed.
+    """
+    found: list[T] = []
+    while (start := len(found)) < len(sizes):
+        if now() >= deadline:
+            raise DeadlineExceededError("the request's time was up before all texts were tokenised")
+        end, size = start + 1, sizes[start]
+        while end < len(sizes) and size + sizes[end] <= TURN_CHARACTERS:
+            size += sizes[end]
+            end += 1
+        found += await asyncio.to_thread(encode, start, end)
+    return found
+
+
 def encode_text(model: Served, text: str, param: str, limit: int | None = None) -> list[int]:
     """Token ids of a text with the special tokens around it, at most `limit`; None for no cut.
 
@@ -147,7 +180,8 @@ def encode_text(model: Served, text: str, param: str, limit: int | None = None) 
         model.refuse_long_text(len(text), param)
         ids = model.tokenizer.encode(text, add_special_tokens=True)
     else:
-        ids = model.tokenizer.encode_start(text, min(limit, model.max_model_len))
+        limit = min(limit, model.max_model_len)
+        ids = model.tokenizer.encode_start(text[: limit * CHARACTERS_PER_TOKEN], limit)
     refuse_long(model, len(ids), param)
     if not ids:
         raise InvalidRequestError(f"{param!r} has no tokens", param=param)

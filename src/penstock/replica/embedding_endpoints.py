@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -22,7 +21,14 @@ from penstock.protocol.embeddings import (
     Text,
     read_embedding_request,
 )
-from penstock.replica.embedding import Embedder, encode_text, finish, refuse_long, refuse_unknown_tokens
+from penstock.replica.embedding import (
+    Embedder,
+    encode_in_turns,
+    encode_text,
+    finish,
+    refuse_long,
+    refuse_unknown_tokens,
+)
 from penstock.replica.embedding_defaults import EmbeddingDefaults
 from penstock.replica.model import Served
 from penstock.replica.request_timeout import read_request_timeout
@@ -53,12 +59,10 @@ class EmbeddingEndpoints:
         self._model.check_name(request.model)
         self._check(request)
         self._embedder.refuse_if_full()
-        texts = await asyncio.to_thread(self._encode, request)
-        await unless_gone(exchange, self._answer(exchange, request, texts, deadline))
+        await unless_gone(exchange, self._answer(exchange, request, deadline))
 
-    async def _answer(
-        self, exchange: Exchange, request: EmbeddingRequest, texts: Sequence[Sequence[int]], deadline: float
-    ) -> None:
+    async def _answer(self, exchange: Exchange, request: EmbeddingRequest, deadline: float) -> None:
+        texts = await self._encode(request, deadline)
         num_tokens = sum(map(len, texts))
         exchange.log_fields |= {
             **({"user": request.user} if request.user is not None else {}),
@@ -98,12 +102,16 @@ class EmbeddingEndpoints:
                 param="truncate_prompt_tokens",
             )
 
-    def _encode(self, request: EmbeddingRequest) -> list[list[int]]:
-        cut = request.truncate_prompt_tokens
+    async def _encode(self, request: EmbeddingRequest, deadline: float) -> list[list[int]]:
+        cut, texts = request.truncate_prompt_tokens, request.texts
         limit = self._model.max_model_len if cut == -1 else cut
-        return [
-            self._encode_one(text, request.name_of(index), limit) for index, text in enumerate(request.texts)
-        ]
+
+        def encode(start: int, end: int) -> list[list[int]]:
+            return [
+                self._encode_one(texts[index], request.name_of(index), limit) for index in range(start, end)
+            ]
+
+        return await encode_in_turns(list(map(len, texts)), encode, self._embedder.now, deadline)
 
     def _encode_one(self, text: Text, param: str, limit: int | None) -> list[int]:
         if isinstance(text, str):

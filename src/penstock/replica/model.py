@@ -25,6 +25,8 @@ _UNBUILT = {
     "eta_cutoff": 0.0,
     "num_beams": 1,
 }
+# Far more than a token has in any text that people write; bounds the work on what is no such text.
+CHARACTERS_PER_TOKEN = 512
 
 
 @dataclass(frozen=True, slots=True)

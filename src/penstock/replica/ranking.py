@@ -11,9 +11,9 @@ import numpy as np
 from penstock.base.errors import ContextLengthError, EngineError
 from penstock.engine.encoder import EncoderInput
 from penstock.engine.encoder_service import EncoderService
-from penstock.replica.embedding import Embedder, encode_text, finish, refuse_long
+from penstock.replica.embedding import Embedder, encode_in_turns, encode_text, finish, refuse_long
 from penstock.replica.embedding_defaults import EmbeddingDefaults
-from penstock.replica.model import Served
+from penstock.replica.model import CHARACTERS_PER_TOKEN, Served
 
 
 class Ranker(Protocol):
@@ -55,20 +55,19 @@ class CosineRanker:
         self, query: str, documents: Sequence[str], max_tokens: int | None, deadline: float
     ) -> tuple[list[float], int]:
         """See Ranker."""
-        texts = await asyncio.to_thread(self._encode, query, documents, max_tokens)
+        limit = None if max_tokens is None else max_tokens + self._model.tokenizer.num_added()
+
+        def encode(start: int, end: int) -> list[list[int]]:
+            return [
+                encode_text(self._model, documents[index], f"documents[{index}]", limit)
+                for index in range(start, end)
+            ]
+
+        own = await asyncio.to_thread(encode_text, self._model, query, "query")
+        texts = [own, *await encode_in_turns(list(map(len, documents)), encode, self.now, deadline)]
         vectors = await self._embedder.embed(texts, self._defaults.pooling, deadline)
         matrix = finish(vectors, None, normalise=True)
         return (matrix[1:] @ matrix[0]).tolist(), sum(map(len, texts))
-
-    def _encode(self, query: str, documents: Sequence[str], max_tokens: int | None) -> list[list[int]]:
-        limit = None if max_tokens is None else max_tokens + self._model.tokenizer.num_added()
-        return [
-            encode_text(self._model, query, "query"),
-            *(
-                encode_text(self._model, text, f"documents[{index}]", limit)
-                for index, text in enumerate(documents)
-            ),
-        ]
 
 
 class CrossRanker:
@@ -84,7 +83,13 @@ class CrossRanker:
         self, query: str, documents: Sequence[str], max_tokens: int | None, deadline: float
     ) -> tuple[list[float], int]:
         """See Ranker."""
-        pairs = await asyncio.to_thread(self._encode, query, documents, max_tokens)
+        room = await asyncio.to_thread(self._room, query)
+        cut = None if max_tokens is None else min(max_tokens, room)
+
+        def encode(start: int, end: int) -> list[EncoderInput]:
+            return self._encode(query, documents, range(start, end), cut)
+
+        pairs = await encode_in_turns(list(map(len, documents)), encode, self.now, deadline)
         scores = np.array(await self._service.score(pairs, deadline))
         if not np.isfinite(scores).all():
             raise EngineError("the model computed scores that are no numbers; try dtype float32")
@@ -92,10 +97,11 @@ class CrossRanker:
         relevance = np.exp(np.minimum(scores, 0)) / (1 + np.exp(-np.abs(scores)))
         return relevance.tolist(), sum(len(pair.tokens) for pair in pairs)
 
-    def _encode(self, query: str, documents: Sequence[str], max_tokens: int | None) -> list[EncoderInput]:
-        tokenizer = self._model.tokenizer
-        added = tokenizer.num_added(is_pair=True)
-        num_query = len(tokenizer.encode(query, add_special_tokens=False))
+    def _room(self, query: str) -> int:
+        """Tokens that are left for a document beside the query."""
+        self._model.refuse_long_text(len(query), "query")
+        added = self._model.tokenizer.num_added(is_pair=True)
+        num_query = len(self._model.tokenizer.encode(query, add_special_tokens=False))
         room = self._model.max_model_len - added - num_query
         if room < 1:
             raise ContextLengthError(
@@ -103,8 +109,18 @@ class CrossRanker:
                 f"{self._model.max_model_len} for both and {added} between them",
                 param="query",
             )
-        cut = None if max_tokens is None else min(max_tokens, room)
-        pairs = tokenizer.encode_pairs(query, documents, cut)
-        for index, (tokens, _) in enumerate(pairs):
+        return room
+
+    def _encode(
+        self, query: str, documents: Sequence[str], indices: range, cut: int | None
+    ) -> list[EncoderInput]:
+        """The pairs of some of the documents."""
+        texts = []
+        for index in indices:
+            if cut is None:
+                self._model.refuse_long_text(len(documents[index]), f"documents[{index}]")
+            texts.append(documents[index] if cut is None else documents[index][: cut * CHARACTERS_PER_TOKEN])
+        pairs = self._model.tokenizer.encode_pairs(query, texts, cut)
+        for index, (tokens, _) in zip(indices, pairs, strict=True):
             refuse_long(self._model, len(tokens), f"documents[{index}]")
         return [EncoderInput(tokens, types) for tokens, types in pairs]
