@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from penstock.base.errors import DeadlineExceededError, EngineError, PenstockError
@@ -173,7 +174,8 @@ class EncoderCore:
             own = states[flat.starts[place] : flat.starts[place + 1]]
             pooling = batch[index][0].work.pooling
             rows.append(self.encoder.score(own[:1]) if pooling is None else pool(own, pooling))
-        vectors: list[Vector] = [row.cpu().numpy() for row in rows]
+        ends = np.cumsum([len(row) for row in rows])
+        vectors = np.split(torch.cat(rows).cpu().numpy(), ends[:-1])  # one transfer from the device
         by_index = dict(zip(flat.order, vectors, strict=True))
         return [by_index[index] for index in range(len(batch))]
 

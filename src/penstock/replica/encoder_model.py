@@ -29,7 +29,7 @@ class ServedEncoder(Served):
         most = self.max_model_len * CHARACTERS_PER_TOKEN
         if num_characters > most:
             raise ContextLengthError(
-                f"{param!r} has {num_characters} characters; the model takes {self.max_model_len} tokens, and "
-                f"no text of more than {most} characters. Shorten it, or have it cut",
+                f"{param!r} has {num_characters} characters; the model takes {self.max_model_len} tokens, "
+                f"and no text of more than {most} characters. Shorten it, or have it cut",
                 param=param,
             )
