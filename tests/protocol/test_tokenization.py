@@ -15,6 +15,7 @@ from penstock.base.errors import (
     UnsupportedParameterError,
 )
 from penstock.protocol.tokenization import (
+    MAX_CHARACTERS,
     MAX_TOKENS,
     TokenizeChatRequest,
     TokenizeRequest,
@@ -65,6 +66,7 @@ def test_a_conversation_is_read_as_chat_reads_it() -> None:
     [
         ({}, InvalidRequestError, "prompt"),
         ({"prompt": 5}, InvalidRequestError, "prompt"),
+        ({"prompt": "x" * (MAX_CHARACTERS + 1)}, InvalidRequestError, "prompt"),
         ({"prompt": "x", "messages": TALK}, InvalidRequestError, "prompt"),
         ({"messages": []}, InvalidRequestError, "messages"),
         ({"messages": TALK, "add_special_tokens": True}, InvalidRequestError, "add_special_tokens"),

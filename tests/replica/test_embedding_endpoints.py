@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,38 @@ async def test_another_models_name_is_a_404(encoder: tuple[Path, Any]) -> None:
         answer = await desk.post(PATH, model="other", input="x")
         assert (answer.status, answer.error["code"]) == (404, "model_not_found")
         assert MODEL in answer.error["message"]
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+async def test_a_storm_of_clients_leaves_nothing(kind: str, request: pytest.FixtureRequest) -> None:
+    """Some leave, are late, send what is refused or find the queue full; the others are right."""
+    async with served(request.getfixturevalue(kind)[0], max_sequences=4, max_waiting=20) as desk:
+        draw = random.Random(5)
+        alone = {text: (await desk.vectors(text))[0] for text in TEXTS}
+        calls: list[tuple[Call, list[str], str]] = []
+        for _ in range(60):
+            texts = [draw.choice(TEXTS) for _ in range(draw.choice((1, 1, 3, 40)))]
+            fate = draw.choice(("stays", "stays", "leaves", "is late", "errs"))
+            headers = [(b"x-request-timeout", b"0.0001")] if fate == "is late" else []
+            given = [*texts, ""] if fate == "errs" else texts
+            calls.append((desk.call(PATH, headers, input=given), texts, fate))
+            for _ in range(draw.randrange(30)):
+                await asyncio.sleep(0)
+            if fate == "leaves":
+                calls[-1][0].leave()
+        statuses = Counter()
+        for call, texts, fate in calls:
+            await call.ended()
+            if not call.sent:
+                assert fate == "leaves"
+                continue
+            answer = call.seen()
+            statuses[answer.status] += 1
+            if answer.status == 200:
+                vectors = [one["embedding"] for one in answer.json["data"]]
+                np.testing.assert_allclose(vectors, [alone[text] for text in texts], atol=1e-6)
+            else:
+                assert answer.status in {"errs": (400,), "is late": (504, 429)}.get(fate, (429,))
+        assert statuses[200] > 5
+        assert statuses[400] > 5
+        assert len(await desk.vectors("x")) == 1

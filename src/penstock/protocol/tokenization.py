@@ -14,6 +14,7 @@ from penstock.protocol.generation import Name
 from penstock.protocol.strict import read_fields, read_request
 
 MAX_TOKENS = 1 << 20  # ours
+MAX_CHARACTERS = 1 << 22  # ours: some seconds of a thread
 # Fields of a chat request that its prompt depends on; they are read as a chat request has them.
 CHAT_FIELDS = frozenset({"model", "messages", "tools", "tool_choice", "chat_template_kwargs"})
 
@@ -28,7 +29,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """A text to be tokenised."""
 
     model: Name
-    prompt: str
+    prompt: Annotated[str, Meta(max_length=MAX_CHARACTERS)]
     add_special_tokens: bool | None = None
     """False leaves out those that the checkpoint wants around a text."""
     return_token_strs: bool | None = None
