@@ -106,7 +106,7 @@ class CrossRanker:
         if room < 1:
             raise ContextLengthError(
                 f"'query' has {num_query} tokens and leaves no room for documents: the model takes "
-                f"{self._model.max_model_len} for both and {added} between them",
+                f"{self._model.max_model_len} for both, {added} special ones among them",
                 param="query",
             )
         return room
