@@ -72,8 +72,8 @@ async def test_embeddings_leave_half_of_the_places() -> None:
         assert max(map(len, forward.ran)) <= 2
 
 
-async def test_a_full_queue_refuses_the_first_text_and_waits_with_the_others() -> None:
-    """A request that has begun is not lost because others have filled the queue meanwhile."""
+async def test_a_full_queue_refuses_a_request_and_lets_one_that_was_taken_wait() -> None:
+    """It is not lost because others have filled the queue meanwhile."""
     forward = Gated()
     async with embedding(forward, 2) as (embedder, service):
         first = service.submit([7], greedy(5))

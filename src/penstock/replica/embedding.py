@@ -28,8 +28,6 @@ RETRY_S = 0.05
 # What is tokenised in one go, some tenths of a second at most.
 TURN_CHARACTERS = 1 << 18
 _PROMPT_ONLY = SamplingParams(max_tokens=0, temperature=0.0)
-
-
 T = TypeVar("T")
 
 
@@ -75,10 +73,10 @@ class DecoderEmbedder:
             )
 
     async def embed(self, texts: Sequence[Sequence[int]], pooling: Pooling, deadline: float) -> list[Vector]:
-        """See Embedder. A request that has had a place is not refused any more, however many texts it has.
+        """See Embedder. A request that was taken waits for places, however many texts it has.
 
         Raises:
-            QueueFullError: the engine's queue is full.
+            QueueFullError: the engine's queue is full, or too many such requests wait.
             DeadlineExceededError: `deadline` has passed.
             EngineError: the engine failed on one of the texts.
         """
@@ -89,7 +87,7 @@ class DecoderEmbedder:
         async def work() -> None:
             for index, tokens in left:
                 async with self._places:
-                    vectors[index] = await self._embed(tokens, pooling, deadline, may_wait=index > 0)
+                    vectors[index] = await self._embed(tokens, pooling, deadline)
 
         self._num_open += 1
         try:
@@ -102,20 +100,17 @@ class DecoderEmbedder:
             self._num_open -= 1
         return [vectors[index] for index in range(len(texts))]
 
-    async def _embed(
-        self, tokens: Sequence[int], pooling: Pooling, deadline: float, *, may_wait: bool
-    ) -> Vector:
+    async def _embed(self, tokens: Sequence[int], pooling: Pooling, deadline: float) -> Vector:
         readout = Pooled(pooling, len(tokens))
         while True:
             try:
                 stream = self._service.submit(tokens, _PROMPT_ONLY, deadline=deadline, readout=readout)
                 break
-            except QueueFullError:
-                if not may_wait:
-                    raise
-            if self.now() >= deadline:
-                raise DeadlineExceededError("the request's time was up before all texts were computed")
-            await asyncio.sleep(RETRY_S)
+            except QueueFullError:  # of requests to generate: embedding leaves half of the places
+                if self.now() >= deadline:
+                    text = "the request's time was up before all texts were computed"
+                    raise DeadlineExceededError(text) from None
+                await asyncio.sleep(RETRY_S)
         async with stream:
             async for output in stream:
                 if output.error is not None:
