@@ -56,9 +56,7 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def served(
-    directory: Path, limits: HttpLimits | None = None, **settings: Any
-) -> AsyncIterator[Desk]:
+async def served(directory: Path, limits: HttpLimits | None = None, **settings: Any) -> AsyncIterator[Desk]:
     """Serves a checkpoint in float32 on PyTorch's operations; stopped in the end, with nothing left over."""
     chosen = {"device": "cpu", "dtype": "float32", "kernels": "torch", "threads": 1, **settings}
     model = load_served(EngineSettings(model=str(directory), **chosen), MODEL)

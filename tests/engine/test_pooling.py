@@ -1,4 +1,4 @@
-"""Decoders' states pooled as they are computed: equal to transformers', however the prompt was cut or cached."""
+"""Decoders' states pooled as they are computed: transformers', however the prompt was cut or cached."""
 
 from __future__ import annotations
 

@@ -114,7 +114,9 @@ def test_unbuilt_fields_are_refused_and_neutral_ones_pass() -> None:
         read(task="retrieval")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8)
+)
 def test_any_input_is_read_or_refused(value: Any) -> None:
     """Nothing else is raised."""
     with suppress(ClientError):

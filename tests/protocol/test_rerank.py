@@ -23,7 +23,9 @@ from penstock.protocol.rerank import (
 
 def read(**fields: Any) -> RerankRequest:
     """Reads the smallest request, changed by `fields`."""
-    return read_rerank_request(json.dumps({"model": "m", "query": "q", "documents": ["d"], **fields}).encode())
+    return read_rerank_request(
+        json.dumps({"model": "m", "query": "q", "documents": ["d"], **fields}).encode()
+    )
 
 
 def test_documents_come_as_text_and_as_objects() -> None:
