@@ -39,6 +39,8 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 TORCH_FREE = (
     "engine/block_tables.py",
     "engine/blocks.py",
+    "engine/encoder_queue.py",
+    "engine/encoder_spec.py",
     "engine/pacing.py",
     "engine/penalties.py",
     "engine/plan.py",

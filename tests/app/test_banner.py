@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.app.banner import banner, curl_command
+from penstock.engine.checkpoint import Task
 
 README = Path(__file__).parent.parent.parent / "README.md"
 
@@ -56,3 +57,13 @@ def test_a_closed_pipe_is_no_failure() -> None:
     process.stdout = None
     _, errors = process.communicate("", timeout=60)
     assert (process.returncode, errors) == (0, "still here\n")
+
+
+@pytest.mark.parametrize(("task", "path"), [("embed", "embeddings"), ("score", "rerank")])
+def test_an_encoder_is_asked_for_what_it_does(task: Task, path: str) -> None:
+    """The model behind it does not chat."""
+    text = banner("http://a:1", ["b"], [], {"b": task})
+    line = next(line for line in text.splitlines() if line.startswith("  curl"))
+    words = shlex.split(line)
+    assert words[1] == f"http://a:1/v1/{path}"
+    assert json.loads(words[-1])["model"] == "b"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from penstock.base.errors import CheckpointError
-from penstock.engine.checkpoint import builtin_names, resolve, served_name
+from penstock.engine.checkpoint import Task, builtin_names, main_task, resolve, served_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # Hub settings are read when the library is imported, so each is tried in a process of its own.
@@ -175,3 +175,29 @@ def test_an_id_that_the_hub_forbids_is_refused(tmp_path: Path) -> None:
     """The library raises a ValueError of its own there."""
     said = resolve_elsewhere("owner/na--me", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
     assert said.startswith("refused model there is no folder 'owner/na--me'")
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        ('{"architectures": ["BertModel"]}', "embed"),
+        ('{"architectures": ["XLMRobertaForSequenceClassification"]}', "score"),
+        ('{"architectures": ["Qwen3ForCausalLM"]}', "generate"),
+        ('{"architectures": []}', "generate"),
+        ('{"architectures": [["BertModel"]]}', "generate"),
+        ("[]", "generate"),
+        ("{", "generate"),
+        (None, "generate"),
+    ],
+)
+def test_what_a_model_is_for_is_told_from_its_folder(tmp_path: Path, config: str | None, task: Task) -> None:
+    """Where that cannot be told it generates, and loading it will say what is wrong."""
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert main_task(str(tmp_path)) == task
+
+
+def test_what_is_not_here_is_not_looked_for() -> None:
+    """Neither downloaded nor complained about."""
+    for model in ("nobody/nothing", "builtin:none", "", "builtin:tiny"):
+        assert main_task(model) == "generate"

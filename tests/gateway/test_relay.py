@@ -8,6 +8,7 @@ import json
 import h11
 import pytest
 
+from penstock.gateway.app import RELAYED_PATHS
 from running_gateway import error_of, relayed
 from scripted_upstream import (
     Peer,
@@ -24,7 +25,7 @@ HELLO = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("path", RELAYED_PATHS)
 async def test_bodies_pass_byte_for_byte(path: str) -> None:
     """Spaces, odd escapes and unknown fields are the replica's business, and so is its answer's form."""
     body = b' { "unknown" : 1e0 , "model":"\\u006d"}\n'

@@ -24,6 +24,7 @@ from byte_tokenizer import (
 )
 from penstock.base.errors import CheckpointError
 from penstock.text.tokenizer import CLOSE_MARK, OPEN_MARK, Tokenizer, token_text
+from tiny_encoders import word_piece
 
 FIRST_SPECIAL = 256 + len(MERGES)
 
@@ -225,3 +226,44 @@ def test_what_was_encoded_is_not_kept(tokenizer: Tokenizer) -> None:
     for _ in range(8_000):
         tokenizer.encode(rng.randbytes(120).hex(), add_special_tokens=False)
     assert resident_kb() - before < 20_000
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer as BERT has it, with [CLS] (2) and [SEP] (3) around texts."""
+    return Tokenizer(write_tokenizer(word_piece(), tmp_path_factory.mktemp("pieces")))
+
+
+@given(st.text(alphabet="abc 你.", max_size=30), st.integers(2, 20))
+def test_the_start_of_a_text_keeps_the_tokens_around_it(pieces: Tokenizer, text: str, limit: int) -> None:
+    """A text that fits is encoded as ever; of one that does not, its first tokens."""
+    whole = pieces.encode(text, add_special_tokens=True)
+    cut = pieces.encode_start(text, limit)
+    assert cut == (whole if len(whole) <= limit else [*whole[: limit - 1], 3])
+
+
+def test_a_tokenizer_that_adds_nothing_cuts_alike(tmp_path: Path) -> None:
+    """Down to nothing."""
+    tokenizer = Tokenizer(write_tokenizer(byte_level(), tmp_path))
+    assert (tokenizer.num_added(), tokenizer.num_added(is_pair=True)) == (0, 0)
+    assert tokenizer.encode_start("abc", 2) == list(b"ab")
+    assert tokenizer.encode_start("abc", 0) == []
+
+
+def test_pairs_have_segments(pieces: Tokenizer) -> None:
+    """The second text may be cut; the first is not."""
+    cat, dog = (pieces.encode(word, add_special_tokens=False)[0] for word in ("cat", "dog"))
+    assert pieces.num_added(is_pair=True) == 3
+    whole, empty = pieces.encode_pairs("cat cat", ["dog", ""])
+    assert whole == ([2, cat, cat, 3, dog, 3], [0, 0, 0, 0, 1, 1])
+    assert empty == ([2, cat, cat, 3, 3], [0, 0, 0, 0, 1])
+    assert pieces.encode_pairs("cat cat", ["dog", "dog dog"], 1) == [whole, whole]
+
+
+def test_tokens_and_all_of_the_text_can_be_shown(pieces: Tokenizer) -> None:
+    """Special tokens too; ids behind the vocabulary are None."""
+    ids = pieces.encode("cats", add_special_tokens=True)
+    assert [pieces.token(one) for one in ids] == ["[CLS]", "cat", "##s", "[SEP]"]
+    assert pieces.decode_all(ids) == "[CLS] cat ##s [SEP]"
+    assert pieces.token(pieces.vocab_size) is None
+    assert pieces.token(2**31 - 1) is None

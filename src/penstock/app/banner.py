@@ -4,31 +4,54 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import typer
 
 from penstock.app.streams import drop_standard_output
+from penstock.engine.checkpoint import Task
 
 QUESTION = "What is 23 + 45?"
+_EXAMPLES: dict[Task, tuple[str, dict[str, Any]]] = {
+    "generate": ("chat/completions", {"messages": [{"role": "user", "content": QUESTION}]}),
+    "embed": ("embeddings", {"input": QUESTION}),
+    "score": ("rerank", {"query": QUESTION, "documents": ["68", "A river in Wales"]}),
+}
+_NOTHING_ELSE: Mapping[str, Task] = MappingProxyType({})
 
 
-def announce(address: str, models: Collection[str], waiting: Collection[str]) -> None:
+def announce(
+    address: str,
+    models: Collection[str],
+    waiting: Collection[str],
+    tasks: Mapping[str, Task] = _NOTHING_ELSE,
+) -> None:
     """Prints the banner. Nobody has to read it: a closed standard output is no reason to stop."""
     try:
-        typer.echo(banner(address, models, waiting))
+        typer.echo(banner(address, models, waiting, tasks))
     except OSError:
         drop_standard_output()
 
 
-def banner(address: str, models: Collection[str], waiting: Collection[str]) -> str:
-    """Where which models are served, which are `waiting` for a replica, and a command to try it with."""
+def banner(
+    address: str,
+    models: Collection[str],
+    waiting: Collection[str],
+    tasks: Mapping[str, Task] = _NOTHING_ELSE,
+) -> str:
+    """Where which models are served, which are `waiting` for a replica, and a command to try it with.
+
+    `tasks`: what models are for, those that generate left out.
+    """
     served = [name for name in models if name not in waiting]
     what = f"serves {', '.join(served)}" if served else "listens"
     lines = ["", f"Penstock {what} on {address}"]
     if waiting:
         lines.append(f"Not ready, no replica answers: {', '.join(waiting)}")
-    command = curl_command(address, (served or list(models))[0])
+    first = (served or list(models))[0]
+    command = curl_command(address, first, tasks.get(first, "generate"))
     lines += [
         "",
         f"  {command}",
@@ -40,9 +63,9 @@ def banner(address: str, models: Collection[str], waiting: Collection[str]) -> s
     return "\n".join(lines)
 
 
-def curl_command(address: str, model: str) -> str:
-    """The README's first question as one line for a shell."""
-    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
-    question = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    url = f"{address}/v1/chat/completions"
+def curl_command(address: str, model: str, task: Task = "generate") -> str:
+    """The README's first question, or what else the model is for, as one line for a shell."""
+    path, fields = _EXAMPLES[task]
+    question = json.dumps({"model": model, **fields}, ensure_ascii=False, separators=(",", ":"))
+    url = f"{address}/v1/{path}"
     return shlex.join(["curl", url, "-H", "content-type: application/json", "-d", question])

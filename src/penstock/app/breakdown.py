@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 
 from penstock.app.supervisor import EXIT_STUCK
 from penstock.asgi.drain import Drain
 from penstock.asgi.server import StopRequest
-from penstock.engine.service import EngineService
 from penstock.engine.watchdog import POLL_S
 
 logger = structlog.get_logger(__name__)
@@ -25,14 +25,26 @@ logger = structlog.get_logger(__name__)
 LAST_WORDS_S = 5.0
 
 
-async def stop_when_broken(service: EngineService, stop: StopRequest) -> None:
+class Guarded(Protocol):
+    """What the guards need of an engine's service, whatever it computes."""
+
+    async def wait_stopped(self) -> None:
+        """Returns when it takes no more requests, because it was stopped or broke down."""
+        ...
+
+    async def watch(self, limit_s: float, wait: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Gives the engine's thread up when it did nothing new for `limit_s` seconds, and returns then."""
+        ...
+
+
+async def stop_when_broken(service: Guarded, stop: StopRequest) -> None:
     """Asks to stop when the engine takes no more requests, so that its process ends or is started anew."""
     await service.wait_stopped()
     stop.ask()
 
 
 async def leave_when_stuck(
-    service: EngineService,
+    service: Guarded,
     drain: Drain,
     step_timeout_s: float,
     leave: Callable[[int], object],

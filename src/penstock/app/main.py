@@ -15,14 +15,14 @@ from penstock import __version__
 from penstock.app import engine_options as options
 from penstock.app import wiring
 from penstock.app.banner import announce
-from penstock.app.config import load_config
+from penstock.app.config import Config, load_config
 from penstock.app.config_commands import config_app
 from penstock.app.lab_commands import evaluate_command, train_app
 from penstock.app.supervisor import EXIT_USAGE
 from penstock.asgi.server import bind
 from penstock.base.errors import ConfigurationError, PenstockError
+from penstock.engine.checkpoint import Task, main_task, served_name
 from penstock.engine.checkpoint import find as find_checkpoint
-from penstock.engine.checkpoint import served_name
 from penstock.engine.settings import EngineSettings
 from penstock.observe.logs import set_up_logs
 
@@ -74,7 +74,8 @@ def up(
             if replica.engine is not None:
                 find_checkpoint(replica.engine.model, f"models.{name}.replicas.engine.model")
     set_up_logs(settings.log.level, settings.log.format, "supervisor")
-    _run(wiring.run_up(settings, lambda address, waiting: announce(address, settings.models, waiting)))
+    tasks = _tasks(settings)
+    _run(wiring.run_up(settings, lambda address, waiting: announce(address, settings.models, waiting, tasks)))
 
 
 @app.command()
@@ -166,6 +167,12 @@ def main() -> None:
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(coroutine)
+
+
+def _tasks(settings: Config) -> dict[str, Task]:
+    """What the models with an engine here are for."""
+    engines = {name: model.replicas[0].engine for name, model in settings.models.items()}
+    return {name: main_task(engine.model) for name, engine in engines.items() if engine is not None}
 
 
 def _server_changes(host: str | None, port: int | None) -> dict[str, Any]:

@@ -76,7 +76,7 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     """
     require_engine()
     let_threads_sleep()
-    from penstock.replica.loading import load_model  # imports torch
+    from penstock.replica.loading import load_served  # imports torch
 
     stop = StopRequest()
     loop = asyncio.get_running_loop()
@@ -85,14 +85,14 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, os._exit, 128 + number)
     tell_ready = place.tell_ready(lambda: stop.ask() if is_loaded else os._exit(1))
-    model = await loop.run_in_executor(None, load_model, settings, name)
+    model = await loop.run_in_executor(None, load_served, settings, name)
     is_loaded = True
     stop.listen()
     from penstock.app.breakdown import leave_when_frozen, leave_when_stuck, stop_when_broken
-    from penstock.replica.app import Replica
+    from penstock.replica.application import build_application
 
     drain = Drain()
-    application = Replica(model, limits, drain).application()
+    application = build_application(model, limits, drain)
     model.service.start()
     async with asyncio.TaskGroup() as tasks:
         breakdown = tasks.create_task(stop_when_broken(model.service, stop))
@@ -114,8 +114,9 @@ async def run_engine(settings: EngineSettings, name: str, limits: HttpLimits, pl
         if not model.service.is_stuck:  # else the guard has the last word
             for guard in guards:
                 guard.cancel()
-    if model.kv is not None and settings.kv_snapshot and not has_broken and not model.service.is_stuck:
-        await loop.run_in_executor(None, _save_snapshot, model.kv, settings, stop)
+    store = getattr(model, "kv", None)  # encoders have none
+    if store is not None and settings.kv_snapshot and not has_broken and not model.service.is_stuck:
+        await loop.run_in_executor(None, _save_snapshot, store, settings, stop)
     if has_broken:
         raise InternalError("the engine broke down; its log says why")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from penstock.base.errors import CheckpointError
+from penstock.engine.encoder_spec import SUPPORTED as ENCODERS
 
+Task = Literal["generate", "embed", "score"]
 BUILTIN_PREFIX = "builtin:"
 # A Hugging Face id: one owner, one name.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -68,6 +72,17 @@ def find(model: str, param: str = "model") -> Path | None:
             param=param,
         )
     return None
+
+
+def main_task(model: str) -> Task:
+    """What a model is for, by its config.json, without a download; "generate" where that cannot be told."""
+    try:
+        directory = find(model)
+        config = {} if directory is None else json.loads((directory / "config.json").read_text("utf-8"))
+        scores = ENCODERS[config["architectures"][0]][1]
+    except (CheckpointError, OSError, ValueError, LookupError, TypeError):
+        return "generate"
+    return "score" if scores else "embed"
 
 
 def _path(model: str) -> Path | None:

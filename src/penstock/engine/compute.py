@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +17,20 @@ from penstock.engine.spec import DecoderSpec
 # Below this, float32 on a CPU costs little memory and is as fast as bfloat16.
 SMALL_MODEL_PARAMETERS = 100_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelSize(Protocol):
+    """What of a spec the choice of a dtype goes by."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        ...
+
+    @property
+    def checkpoint_dtype(self) -> str:
+        """The dtype that config.json names."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +66,8 @@ def choose_compute(spec: DecoderSpec, settings: EngineSettings, load_kernels: Ca
     Raises:
         ConfigurationError: what was asked for is not to be had here.
     """
-    device = _device(settings)
-    dtype = _dtype(spec, settings, device)
+    device = choose_device(settings)
+    dtype = choose_dtype(spec, settings, device)
     kernels, why = _kernels(settings, device, dtype, load_kernels)
     if settings.kernels == "native" and kernels is None:
         raise ConfigurationError(f"kernels native were asked for, but {why}", param="kernels")
@@ -83,7 +97,12 @@ def choose_compute(spec: DecoderSpec, settings: EngineSettings, load_kernels: Ca
     )
 
 
-def _device(settings: EngineSettings) -> torch.device:
+def choose_device(settings: EngineSettings) -> torch.device:
+    """The device that is set, else the first GPU, else the CPU.
+
+    Raises:
+        ConfigurationError: a GPU is asked for and there is none.
+    """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(
             "device cuda was asked for, but this torch sees no GPU; see the README for the CUDA build",
@@ -94,7 +113,8 @@ def _device(settings: EngineSettings) -> torch.device:
     return torch.device(settings.device)
 
 
-def _dtype(spec: DecoderSpec, settings: EngineSettings, device: torch.device) -> torch.dtype:
+def choose_dtype(spec: ModelSize, settings: EngineSettings, device: torch.device) -> torch.dtype:
+    """The dtype that is set, else by the model's size on a CPU, the checkpoint's elsewhere."""
     if settings.dtype != "auto":
         return _DTYPES[settings.dtype]
     if device.type == "cpu":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.base.errors import CheckpointError
+from penstock.engine.encoder_spec import SUPPORTED as ENCODERS
 from penstock.engine.rope import RopeSpec
 
 SUPPORTED = {
@@ -84,7 +85,8 @@ class DecoderSpec:
         family = SUPPORTED.get(str(architecture))
         if family is None:
             raise CheckpointError(
-                f"architecture {architecture!r} is not supported; supported: {', '.join(sorted(SUPPORTED))}",
+                f"architecture {architecture!r} is not supported; supported are, to generate, "
+                f"{', '.join(sorted(SUPPORTED))} and, to embed or rerank, {', '.join(sorted(ENCODERS))}",
                 param="architectures",
             )
         if config.get("hidden_act", "silu") not in ("silu", "swish"):

@@ -25,7 +25,16 @@ from penstock.observe import names
 # A gateway that starts in front of healthy replicas knows them before its first request, and one whose
 # replicas do not answer does not wait for them.
 FIRST_CHECKS_S = 1.0
-RELAYED_PATHS = ("/v1/chat/completions", "/v1/completions")
+RELAYED_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/tokenize",
+    "/detokenize",
+)
 
 
 class Gateway:

@@ -36,8 +36,8 @@ class Reading:
     new_constraint: Callable[[], Constraint] | None = None
 
 
-def encode(model: ServedModel, request: ChatRequest) -> list[int]:
-    """The prompt of a conversation.
+def encode(model: ServedModel, request: ChatRequest, *, add_generation_prompt: bool = True) -> list[int]:
+    """The prompt of a conversation, with the assistant's turn opened or not.
 
     Raises:
         InvalidRequestError: the model has no template, or that refuses the conversation, tools or variables.
@@ -52,6 +52,7 @@ def encode(model: ServedModel, request: ChatRequest) -> list[int]:
         [_turn(message) for message in request.messages],
         () if use is None else use.shown,
         request.chat_template_kwargs,
+        add_generation_prompt=add_generation_prompt,
     )
 
 

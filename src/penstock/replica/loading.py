@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import structlog
-import torch
 
 from penstock.base.errors import CheckpointError, ConfigurationError
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.drawing import forbid
+from penstock.engine.encoder_spec import EncoderSpec
 from penstock.engine.kv_fingerprint import fingerprint_of
 from penstock.engine.kv_snapshot import is_usable, restore_snapshot
 from penstock.engine.kv_store import KVStore
@@ -22,6 +21,7 @@ from penstock.engine.native.build import load_kernels
 from penstock.engine.native.runner import NativeRunner
 from penstock.engine.native.sampler import NativeSampler
 from penstock.engine.plan import Limits
+from penstock.engine.pooling import Pooling
 from penstock.engine.runner import TorchRunner, load_runner
 from penstock.engine.sampler import sample
 from penstock.engine.sampling import SamplingParams
@@ -30,7 +30,11 @@ from penstock.engine.service import EngineService
 from penstock.engine.settings import EngineSettings
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import read_config
+from penstock.replica.embedding_defaults import EmbeddingDefaults
+from penstock.replica.encoder_loading import load_encoder_model
+from penstock.replica.encoder_model import ServedEncoder
 from penstock.replica.model import SamplingDefaults, ServedModel
+from penstock.replica.threads import choose_threads
 from penstock.text.answer_format import AnswerFormat
 from penstock.text.grammar import GrammarCompiler
 from penstock.text.template import ChatTemplate
@@ -38,13 +42,22 @@ from penstock.text.tokenizer import Tokenizer
 
 logger = structlog.get_logger(__name__)
 PROGRESS_EVERY_S = 2.0
-# Parameters below which a product is too small to share: two threads then wait for each other longer than
-# they compute, and much longer where other processes use the cores.
-ONE_THREAD_BELOW = 20_000_000
+
+
+def load_served(settings: EngineSettings, name: str) -> ServedModel | ServedEncoder:
+    """Reads a checkpoint of any kind and builds its engine, started later by its service's `start`.
+
+    Raises:
+        ConfigurationError: the model or a setting is refused.
+    """
+    directory = resolve(settings.model)
+    if EncoderSpec.is_for(read_config(directory)):
+        return load_encoder_model(directory, settings, name, _Progress(name))
+    return load_model(settings, name)
 
 
 def load_model(settings: EngineSettings, name: str) -> ServedModel:
-    """Reads a checkpoint and builds its engine, started later by its service's `start`.
+    """Reads the checkpoint of a model that generates and builds its engine; see :func:`load_served`.
 
     Raises:
         ConfigurationError: the model or a setting is refused.
@@ -53,13 +66,13 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
     _check_kv(settings)
     directory = resolve(settings.model)
     spec = DecoderSpec.from_config(read_config(directory))
-    threads = settings.threads or (1 if spec.num_parameters < ONE_THREAD_BELOW else _num_cores())
-    torch.set_num_threads(threads)
+    threads = choose_threads(settings, spec.num_parameters)
     compute = choose_compute(spec, settings, lambda: load_kernels(Path(settings.kernel_cache)))
     memory = plan_memory(spec, settings, compute)
     tokenizer = Tokenizer(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)
     defaults = SamplingDefaults.of_checkpoint(directory)
+    embedding = EmbeddingDefaults.of_checkpoint(directory, spec.hidden_size, Pooling.LAST)
     if tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(
             f"the tokenizer of {settings.model} has {tokenizer.vocab_size} tokens, the model "
@@ -102,6 +115,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         vocab_size=spec.vocab_size,
         kv=kv,
         serves_kv=settings.kv_transfer,
+        embedding=embedding,
     )
 
 
@@ -127,7 +141,7 @@ def _build_core(
 
 def snapshot_path(settings: EngineSettings) -> Path:
     """Where the prefix cache is kept; meaningful if `kv_snapshot` is set."""
-    return Path(os.path.expanduser(settings.kv_snapshot))
+    return Path(settings.kv_snapshot).expanduser()
 
 
 def _check_kv(settings: EngineSettings) -> None:
@@ -178,8 +192,3 @@ class _Progress:
         if now - self._last >= PROGRESS_EVERY_S:
             self._last = now
             logger.info("loading", model=self._name, tensors=f"{done}/{total}")
-
-
-def _num_cores() -> int:
-    """The cores this process may use; macOS cannot say, so all of them there."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

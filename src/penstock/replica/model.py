@@ -16,6 +16,7 @@ from penstock.engine.memory import MemoryPlan
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
+from penstock.replica.embedding_defaults import EmbeddingDefaults
 from penstock.text.answer_format import AnswerFormat
 from penstock.text.grammar import GrammarCompiler
 from penstock.text.template import ChatTemplate
@@ -29,6 +30,8 @@ _UNBUILT = {
     "eta_cutoff": 0.0,
     "num_beams": 1,
 }
+# Far more than a token has in any text that people write; bounds the work on what is no such text.
+CHARACTERS_PER_TOKEN = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +71,15 @@ class SamplingDefaults:
             raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """Everything a request to this replica needs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served of any model, whether it generates or not."""
 
     name: str
     created: int
     """Unix seconds at which serving began."""
     tokenizer: Tokenizer
-    template: ChatTemplate | None
-    defaults: SamplingDefaults
-    service: EngineService
     max_model_len: int
-    memory: MemoryPlan
-    grammars: GrammarCompiler
-    answers: AnswerFormat
-    vocab_size: int
-    """Of the model, which may have more tokens than its tokenizer."""
-    kv: KVStore | None = None
-    """Where KV is kept beyond its requests or passed on."""
-    serves_kv: bool = False
-    """True if KV may be exported and imported by request."""
 
     def check_name(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is this model's."""
@@ -110,6 +101,26 @@ class ServedModel:
                 f"characters, which are at least {least} tokens. Shorten the prompt",
                 param=param,
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel(Served):
+    """Everything a request to a model that generates needs."""
+
+    template: ChatTemplate | None
+    defaults: SamplingDefaults
+    service: EngineService
+    memory: MemoryPlan
+    grammars: GrammarCompiler
+    answers: AnswerFormat
+    vocab_size: int
+    """Of the model, which may have more tokens than its tokenizer."""
+    embedding: EmbeddingDefaults | None = None
+    """How it embeds texts; None if it does not."""
+    kv: KVStore | None = None
+    """Where KV is kept beyond its requests or passed on."""
+    serves_kv: bool = False
+    """True if KV may be exported and imported by request."""
 
     def check_tokens(self, tokens: Iterable[int], param: str) -> None:
         """Raises InvalidRequestError for a token id that the model does not have."""

@@ -66,9 +66,16 @@ class ChatTemplate:
         return ChatTemplate(source, tokenizer, tool_source=tool_source) if isinstance(source, str) else None
 
     def encode(
-        self, turns: Sequence[Turn], tools: Sequence[Tool] = (), variables: Mapping[str, Any] | None = None
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """Token ids of the conversation up to where the assistant's next turn begins.
+
+        Without `add_generation_prompt` they end with the last message.
 
         Special tokens inside what a client wrote (content, names, arguments, schemas, variables) are encoded
         as text. `variables` are the template's own, `enable_thinking` say, with values of JSON's types.
@@ -85,6 +92,7 @@ class ChatTemplate:
             **self._defuse(dict(variables or {}), defused),
             "messages": self._defuse(_messages(turns), defused),
             "tools": self._defuse([_definition(tool) for tool in tools], defused) or None,
+            "add_generation_prompt": add_generation_prompt,
         }
         text = self._render(template, given)
         if tools and self._is_same(text, template, given | {"tools": None}):
@@ -99,10 +107,11 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """The prompt as text, with the assistant's next turn opened."""
-        return self._render(self._template, {"messages": list(messages), "tools": None})
+        given = {"messages": list(messages), "tools": None, "add_generation_prompt": True}
+        return self._render(self._template, given)
 
     def _render(self, template: SandboxedTemplate, given: Mapping[str, Any]) -> str:
-        return template.render({**given, **self._special, "documents": None, "add_generation_prompt": True})
+        return template.render({**given, **self._special, "documents": None})
 
     def _is_same(self, text: str, template: SandboxedTemplate, given: Mapping[str, Any]) -> bool:
         """True if the prompt is this text also with less given to the template."""

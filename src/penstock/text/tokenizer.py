@@ -92,9 +92,45 @@ class Tokenizer:
 
         return self._special.sub(take, text)
 
+    def num_added(self, *, is_pair: bool = False) -> int:
+        """Special tokens that the checkpoint wants around a text, or around and between a pair of them."""
+        return int(self._encoder.num_special_tokens_to_add(is_pair))
+
+    def encode_start(self, text: str, limit: int) -> list[int]:
+        """As :meth:`encode` with special tokens, but only so much of the text that there are `limit` in all.
+
+        `limit` is at least :meth:`num_added`.
+        """
+        encoding = self._encoder.encode_batch_fast([text], add_special_tokens=False)[0]
+        encoding.truncate(limit - self.num_added())
+        return list(self._encoder.post_process(encoding, None, True).ids)
+
+    def encode_pairs(
+        self, first: str, seconds: Iterable[str], max_second: int | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """`first` with each of `seconds`, cut to `max_second` tokens: token ids, and the segment of each."""
+        head = self._encoder.encode_batch_fast([first], add_special_tokens=False)[0]
+        pairs = []
+        for second in seconds:
+            tail = self._encoder.encode_batch_fast([second], add_special_tokens=False)[0]
+            if max_second is not None:
+                tail.truncate(max_second)
+            pair = self._encoder.post_process(head, tail, True)
+            pairs.append((list(pair.ids), list(pair.type_ids)))
+        return pairs
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; broken UTF-8 shows as U+FFFD."""
         return str(self._encoder.decode(ids, skip_special_tokens=True))
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens written out."""
+        return str(self._encoder.decode(ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary writes it; None if there is none of this id, which is not negative."""
+        found: str | None = self._encoder.id_to_token(token_id)
+        return found
 
     def has_text(self, token: int) -> bool:
         """False for special tokens and for ids of the model's that the tokenizer does not have."""
