@@ -8,27 +8,31 @@ from collections.abc import Collection
 
 import typer
 
+from penstock.app.readiness import Served
 from penstock.app.streams import drop_standard_output
 
 QUESTION = "What is 23 + 45?"
 
 
-def announce(address: str, models: Collection[str], waiting: Collection[str]) -> None:
+def announce(address: str, models: Collection[str], state: Served) -> None:
     """Prints the banner. Nobody has to read it: a closed standard output is no reason to stop."""
     try:
-        typer.echo(banner(address, models, waiting))
+        typer.echo(banner(address, models, state))
     except OSError:
         drop_standard_output()
 
 
-def banner(address: str, models: Collection[str], waiting: Collection[str]) -> str:
-    """Where which models are served, which are `waiting` for a replica, and a command to try it with."""
-    served = [name for name in models if name not in waiting]
+def banner(address: str, models: Collection[str], state: Served) -> str:
+    """Where which models are served, which are asleep or have no replica, and a command to try it with."""
+    served = [name for name in models if name not in state.not_ready]
     what = f"serves {', '.join(served)}" if served else "listens"
     lines = ["", f"Penstock {what} on {address}"]
-    if waiting:
-        lines.append(f"Not ready, no replica answers: {', '.join(waiting)}")
-    command = curl_command(address, (served or list(models))[0])
+    if state.asleep:
+        lines.append(f"Asleep, loaded at first use: {', '.join(state.asleep)}")
+    if state.not_ready:
+        lines.append(f"Not ready, no replica answers: {', '.join(state.not_ready)}")
+    awake = [name for name in served if name not in state.asleep]
+    command = curl_command(address, (awake or served or list(models))[0])
     lines += [
         "",
         f"  {command}",

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from penstock.app.supervisor import EXIT_STUCK
+from penstock.app.child import EXIT_STUCK
 from penstock.asgi.drain import Drain
 from penstock.asgi.server import StopRequest
 from penstock.engine.service import EngineService

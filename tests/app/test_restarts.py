@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
-from penstock.app.supervisor import (
+from penstock.app.restarts import (
     FIRST_BACKOFF_S,
     LAST_BACKOFF_S,
     MAX_FAILED_STARTS,
     STABLE_AFTER_S,
     Restarts,
-    local_url,
 )
 
 
@@ -35,11 +32,3 @@ def test_serving_for_long_forgives_earlier_failures() -> None:
     for _ in range(3 * MAX_FAILED_STARTS):
         assert restarts.next_delay_s(STABLE_AFTER_S) == FIRST_BACKOFF_S
     assert restarts.next_delay_s(STABLE_AFTER_S - 1) == 2 * FIRST_BACKOFF_S
-
-
-def test_an_address_is_a_url() -> None:
-    """IPv6 in brackets."""
-    with socket.create_server(("127.0.0.1", 0)) as four:
-        assert local_url(four) == f"http://127.0.0.1:{four.getsockname()[1]}/v1"
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
-        assert local_url(six) == f"http://[::1]:{six.getsockname()[1]}/v1"
