@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +36,30 @@ class Charge:
 class Budget:
     """Admits engines one after the other; nobody is admitted beyond the limit."""
 
-    def __init__(self, limit_bytes: int, timeout_s: float, ask: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, limit_bytes: int, ask: Callable[[Sequence[str]], None]) -> None:
         """`limit_bytes` of 0 is no limit. `ask` is given the engines of which one may be unloaded to make
         room, and nobody when none has to be any more.
         """
         self.limit_bytes = limit_bytes
-        self._timeout_s = timeout_s
         self._ask = ask
         self._charges: dict[str, Charge] = {}
         self._changed = asyncio.Event()
-        self.lane = asyncio.Lock()
-        """Held from the start of an engine to its admission: two that wait for each other's room would wait
-        for ever."""
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn(self, timeout_s: float | None) -> AsyncIterator[None]:
+        """One engine at a time, from its start to its admission: two that each hold a place and wait for the
+        other's would wait for ever.
+
+        Raises:
+            TimeoutError: it was not this engine's turn within `timeout_s` seconds.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def holds(self, name: str) -> bool:
         """True if the engine is charged."""
@@ -71,8 +84,8 @@ class Budget:
         """Makes who waits for room ask again."""
         self._changed.set()
 
-    async def take(self, name: str, charge: Charge, description: str) -> None:
-        """Waits for room and charges the engine; one that is kept waits as long as it takes.
+    async def take(self, name: str, charge: Charge, description: str, timeout_s: float | None) -> None:
+        """Waits for room, for `timeout_s` seconds or as long as it takes, and charges the engine.
 
         Raises:
             ModelLoadError: it can never fit beside the engines that are kept.
@@ -80,7 +93,7 @@ class Budget:
         """
         if not self._fits(name, charge):
             try:
-                async with asyncio.timeout(None if charge.is_kept else self._timeout_s):
+                async with asyncio.timeout(timeout_s):
                     await self._make_room(name, charge, description)
             finally:
                 self._ask(())

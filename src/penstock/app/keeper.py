@@ -48,6 +48,7 @@ class Keeper:
         budget: Budget,
         *,
         on_first_use: bool,
+        load_timeout_s: float,
         stop_timeout_s: float,
         on_change: Callable[[Keeper], None],
     ) -> None:
@@ -62,11 +63,13 @@ class Keeper:
         """Set when it serves for the first time."""
         self.child: Child | None = None
         self._budget = budget
+        self._load_timeout_s = load_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._on_change = on_change
         self._must_run = not on_first_use
-        self._wanted, self._unwanted = asyncio.Event(), asyncio.Event()
-        (self._unwanted if on_first_use else self._wanted).set()
+        self._wanted, self._unloading = asyncio.Event(), asyncio.Event()
+        if not on_first_use:
+            self._wanted.set()
         self._restarts = Restarts()
         self._is_stopping = False
         self._failure: Failure | None = None
@@ -91,7 +94,6 @@ class Keeper:
         """Asks for the engine. Within the pause after a failed load it stays failed."""
         if self._is_stopping or self._wanted.is_set() or asyncio.get_running_loop().time() < self._retry_at:
             return
-        self._unwanted.clear()
         self._wanted.set()
         self._become("loading")
 
@@ -101,7 +103,7 @@ class Keeper:
             return
         self._must_run = False
         self._wanted.clear()
-        self._unwanted.set()
+        self._unloading.set()
         self._become("unloading")
 
     def begin_stop(self) -> None:
@@ -125,6 +127,7 @@ class Keeper:
 
     async def _load(self) -> Child:
         """Starts the engine when there is room for it and waits until it serves."""
+        self._unloading.clear()
         self._become("loading")
         began = asyncio.get_running_loop().time()
         try:
@@ -153,7 +156,7 @@ class Keeper:
         """A child that was admitted and loads. One that was admitted before is not queued again."""
         if not self._budget.limit_bytes or self._budget.holds(self.spec.name):
             return await self._admit(await self._spawn())
-        async with self._budget.lane:
+        async with self._budget.turn(self._patience_s()):
             await self._take(PLANNING_BYTES, "a process, before its model")
             child = await self._spawn()
             return await self._admit(child)
@@ -173,7 +176,10 @@ class Keeper:
 
     async def _take(self, num_bytes: int, description: str, pid: int | None = None) -> None:
         charge = Charge(num_bytes, is_kept=not self.on_first_use, pid=pid)
-        await self._budget.take(self.spec.name, charge, description)
+        await self._budget.take(self.spec.name, charge, description, self._patience_s())
+
+    def _patience_s(self) -> float | None:
+        return None if self._must_run else self._load_timeout_s
 
     async def _serve(self, child: Child) -> None:
         """Until the engine is unwanted and has ended."""
@@ -181,11 +187,11 @@ class Keeper:
         began = loop.time()
         async with asyncio.TaskGroup() as tasks:
             ending = tasks.create_task(child.wait())
-            unwanting = tasks.create_task(self._unwanted.wait())
-            await asyncio.wait({ending, unwanting}, return_when=asyncio.FIRST_COMPLETED)
-            is_unwanted = unwanting.done()
+            unloading = tasks.create_task(self._unloading.wait())
+            await asyncio.wait({ending, unloading}, return_when=asyncio.FIRST_COMPLETED)
+            is_unwanted = unloading.done()
             ending.cancel()
-            unwanting.cancel()
+            unloading.cancel()
         if is_unwanted:
             await child.stop(self._stop_timeout_s)
         child.link.close()
@@ -194,6 +200,7 @@ class Keeper:
             reason = f"its process ended with status {status}"
             raise _Failed(Failure(reason, status, served_s=loop.time() - began))
         logger.info("unloaded", model=self.model)
+        self._restarts = Restarts()
         self._budget.release(self.spec.name)
         if not self._wanted.is_set():
             self._become("asleep")
@@ -236,9 +243,10 @@ class Keeper:
         self._retry_at = asyncio.get_running_loop().time() + pause
         self._failure = failure
         self._wanted.clear()
-        self._unwanted.set()
         self._become("failed")
         self._load_seconds = None
+        if failure.lacks_room:  # told to those who waited; the model itself is as good as before
+            self._become("asleep")
 
     def _refuse_to_go_on(self, failure: Failure, delay: float | None) -> None:
         # Later the same failure can come of what passes: no memory just now, no network.

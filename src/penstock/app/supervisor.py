@@ -53,13 +53,14 @@ class Supervisor:
         self._gateway_spec = gateway
         self._stop = stop
         self._stop_timeout_s = drain_timeout_s + CANCEL_GRACE_S + 5
-        self._budget = Budget(settings.memory_mb * MIB, settings.load_timeout_s, self._ask_for_room)
+        self._budget = Budget(settings.memory_mb * MIB, self._ask_for_room)
         self._keepers = [
             Keeper(
                 engine.spec,
                 engine.model,
                 self._budget,
                 on_first_use=engine.on_first_use,
+                load_timeout_s=settings.load_timeout_s,
                 stop_timeout_s=self._stop_timeout_s,
                 on_change=self._tell_state,
             )

@@ -23,9 +23,9 @@ class Gate:
     order: int = 0
     """Number of the last order about it."""
     num_running: int = 0
-    num_sleepers: int = 0
-    """Who asked to put it to sleep and waits for that. It is closed to new requests."""
     waiting: set[asyncio.Future[PenstockError | None]] = field(default_factory=set)
+    sleepers: set[asyncio.Future[None]] = field(default_factory=set)
+    """Wait for the requests that run to end, to put it to sleep. It is closed to new ones."""
     watchers: set[asyncio.Future[None]] = field(default_factory=set)
     """Wait for any change."""
     last_used: float = 0.0
@@ -39,7 +39,7 @@ class Gate:
     @property
     def is_open(self) -> bool:
         """True if requests may pass."""
-        return self.phase == "ready" and not self.num_sleepers
+        return self.phase == "ready" and not self.sleepers
 
     @property
     def is_idle(self) -> bool:
@@ -52,26 +52,35 @@ class Gate:
             if not future.done():
                 future.set_result(make())
 
-    def tell_watchers(self) -> None:
-        """Tells those in :meth:`change` that something did."""
-        for watcher in self.watchers:
-            if not watcher.done():
-                watcher.set_result(None)
-
     async def change(self) -> None:
         """Waits for the next change of phase."""
-        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.watchers.add(watcher)
-        try:
-            await watcher
-        finally:
-            self.watchers.discard(watcher)
+        await _join(self.watchers)
+
+    async def unload_order(self) -> None:
+        """Closes the gate and waits until the model's unloading was ordered, or needs no order any more."""
+        await _join(self.sleepers)
+
+    def tell(self, group: set[asyncio.Future[None]]) -> None:
+        """Ends the waiting of all watchers, or of all sleepers."""
+        for future in group:
+            if not future.done():
+                future.set_result(None)
+        group.clear()
 
     def stop_timer(self) -> None:
         """Idleness has ended, or does not matter any more."""
         if self.idle_timer is not None:
             self.idle_timer.cancel()
             self.idle_timer = None
+
+
+async def _join(group: set[asyncio.Future[None]]) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    group.add(future)
+    try:
+        await future
+    finally:
+        group.discard(future)
 
 
 def load_error(state: ModelState) -> PenstockError:

@@ -142,13 +142,15 @@ class LocalModels:
             CapacityError: requests still ran after `load_timeout_s`; the model stays.
         """
         gate = self._gates[model]
-        gate.num_sleepers += 1
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
-                while gate.phase == "loading":
+                while gate.phase == "loading":  # those who wait for it come first
                     await gate.change()
-                self._settle(model, gate)
-                while gate.phase in ("ready", "unloading"):
+                if gate.phase == "ready":
+                    # Perhaps nobody runs: then it is due as soon as the next line has closed the gate.
+                    asyncio.get_running_loop().call_soon(self._settle, model, gate)
+                    await gate.unload_order()
+                while gate.phase == "unloading":
                     await gate.change()
         except TimeoutError as error:
             raise CapacityError(
@@ -156,7 +158,6 @@ class LocalModels:
                 retry_after_s=RETRY_AFTER_S,
             ) from error
         finally:
-            gate.num_sleepers -= 1
             if gate.is_open:
                 self._open(model, gate)
 
@@ -224,7 +225,7 @@ class LocalModels:
         self._on_phase(model, phase == "ready")
         if phase != "ready":
             gate.stop_timer()
-        gate.tell_watchers()
+            gate.tell(gate.sleepers)
         if phase == "failed":
             gate.answer(lambda: load_error(gate.state))
         elif phase == "ready":
@@ -232,6 +233,7 @@ class LocalModels:
         elif gate.num_waiting and phase != "loading":
             self._order(gate, Wake(model))
             self._become(model, gate, "loading")
+        gate.tell(gate.watchers)
 
     def _open(self, model: str, gate: Gate) -> None:
         if gate.is_open and gate.num_waiting:
@@ -241,7 +243,7 @@ class LocalModels:
 
     def _settle(self, model: str, gate: Gate) -> None:
         """Does what is due when a model is ready and nobody is asking anything of it."""
-        if gate.phase == "ready" and gate.num_sleepers and not gate.num_running:
+        if gate.phase == "ready" and gate.sleepers and not gate.num_running:
             self._unload(model, gate, "asked")
         elif gate.is_idle:
             self._make_room()

@@ -72,7 +72,7 @@ class SleepEndpoints:
 
     async def _answer(self, exchange: Exchange, model: str) -> None:
         phase = self._models.phase(model)
-        body = {"is_sleeping": phase != "ready", "model": model, "state": phase}
+        body = {"is_sleeping": phase not in ("ready", "loading"), "model": model, "state": phase}
         await exchange.respond(200, msgspec.json.encode(body))
 
     async def _read(self, exchange: Exchange, known: Collection[str]) -> dict[str, str]:
