@@ -115,7 +115,9 @@ def failure_told(descriptor: int | None) -> Iterator[None]:
         yield
     except PenstockError as error:
         if spare is not None:
-            _write(spare, Failed(error.message[:MAX_REASON]))
+            # A folder's name need not be text; what cannot be encoded must not hide the error itself.
+            reason = error.message[:MAX_REASON].encode("utf-8", "replace").decode()
+            _write(spare, Failed(reason))
         raise
     finally:
         if spare is not None:
