@@ -282,6 +282,24 @@ async def test_sleep_gives_up_where_requests_do_not_end() -> None:
         running.let_go.set()
 
 
+async def test_not_all_the_world_can_wait_for_a_model_to_sleep() -> None:
+    """As with those that wait for it to wake."""
+    gates = Gates("a", phase="ready", max_waiting=2)
+    running = Request(gates, "a")
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(running.run())
+        await until(lambda: running.is_inside)
+        asked = [tasks.create_task(gates.models.sleep("a")) for _ in range(2)]
+        await turns()
+        with pytest.raises(QueueFullError):
+            await gates.models.sleep("a")
+        running.let_go.set()
+        await turns()
+        gates.unloaded("a")
+        await asyncio.gather(*asked)
+        assert gates.owner.obeyed == [Unload("a", "asked")]
+
+
 async def test_sleeping_twice_is_sleeping() -> None:
     """No order for what is asleep already."""
     gates = Gates("a")

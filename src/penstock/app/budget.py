@@ -13,9 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from penstock.base.errors import ModelLoadError
 from penstock.fleet.settings import MIN_MEMORY_MB
 
+logger = structlog.get_logger(__name__)
 MIB = 1 << 20
 # Charged to an engine until it has announced what it needs.
 PLANNING_BYTES = MIN_MEMORY_MB * MIB
@@ -102,6 +105,13 @@ class Budget:
     async def _make_room(self, name: str, charge: Charge, description: str) -> None:
         while not self._fits(name, charge):
             self._refuse_impossible(name, charge, description)
+            logger.info(
+                "an engine waits for room",
+                engine=name,
+                needs_mib=charge.num_bytes // MIB,
+                taken_mib=self._taken_bytes(name) // MIB,
+                allowed_mib=self.limit_bytes // MIB,
+            )
             self._changed.clear()
             self._ask(self._victims(name))
             await self._wait_for_room(name, charge)
@@ -117,8 +127,11 @@ class Budget:
                 continue
 
     def _fits(self, name: str, charge: Charge) -> bool:
-        taken = sum(self.charged_bytes(other) for other in self._charges if other != name)
-        return not self.limit_bytes or taken + charge.num_bytes <= self.limit_bytes
+        return not self.limit_bytes or self._taken_bytes(name) + charge.num_bytes <= self.limit_bytes
+
+    def _taken_bytes(self, name: str) -> int:
+        """By all but one."""
+        return sum(self.charged_bytes(other) for other in self._charges if other != name)
 
     def _victims(self, name: str) -> list[str]:
         return [other for other, charge in self._charges.items() if other != name and not charge.is_kept]

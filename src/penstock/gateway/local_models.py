@@ -139,9 +139,14 @@ class LocalModels:
         Requests that are held back wake it again.
 
         Raises:
-            CapacityError: requests still ran after `load_timeout_s`; the model stays.
+            CapacityError: requests still ran after `load_timeout_s`, and the model stays; or too many ask.
         """
         gate = self._gates[model]
+        if len(gate.sleepers) + len(gate.watchers) >= self._settings.max_waiting:
+            raise QueueFullError(
+                f"{self._settings.max_waiting} requests wait for {shown(model)!r} to sleep already",
+                retry_after_s=RETRY_AFTER_S,
+            )
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
                 while gate.phase == "loading":  # those who wait for it come first
