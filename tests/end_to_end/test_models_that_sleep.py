@@ -18,7 +18,7 @@ from raw_client import Answer, raw_client
 from running_service import RunningService, wait_ended
 
 CHAT = "/v1/chat/completions"
-LIMIT_S = 60
+LIMIT_S = 120
 # Room for one engine, and for a second one only when the first has gone.
 ONE_ENGINE_MB = 800
 LAZY = {"load": "first_use"}
