@@ -14,6 +14,7 @@ from penstock.asgi.settings import HttpLimits
 from penstock.fleet.catalog import build_snapshot
 from penstock.fleet.settings import ModelSettings, ReplicaSettings
 from penstock.gateway.app import Gateway
+from penstock.gateway.local_models import LocalModels
 from penstock.gateway.settings import UpstreamSettings
 from raw_client import Answer, RawClient, raw_client
 from scripted_upstream import LIMIT_S, Script, ScriptedUpstream, healthy
@@ -28,6 +29,7 @@ class RunningGateway:
     port: int
     drain: Drain
     stop: StopRequest
+    local_models: LocalModels
 
 
 @asynccontextmanager
@@ -69,7 +71,7 @@ async def running_gateway(
         )
         tasks.create_task(serving)
         try:
-            yield RunningGateway(port, drain, stop)
+            yield RunningGateway(port, drain, stop, gateway.local_models)
         finally:
             stop.ask()
             stop.ask()

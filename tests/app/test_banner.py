@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.app.banner import banner, curl_command
+from penstock.app.readiness import Served
 from penstock.engine.checkpoint import Task
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -20,7 +21,7 @@ def test_the_command_is_the_readmes() -> None:
     """One line, so that it survives being copied."""
     command = curl_command("http://127.0.0.1:8080", "tiny")
     assert f"\n{command}\n" in README.read_text(encoding="utf-8")
-    assert f"\n  {command}\n" in banner("http://127.0.0.1:8080", ["tiny"], [])
+    assert f"\n  {command}\n" in banner("http://127.0.0.1:8080", ["tiny"], Served([], []))
 
 
 @pytest.mark.parametrize("model", ["tiny", "it's", '"', "$(x) `x` \\", "Ü 水"])
@@ -35,17 +36,27 @@ def test_any_name_survives_the_shell(model: str) -> None:
 
 def test_models_that_are_not_ready_are_told() -> None:
     """And not asked in the example."""
-    text = banner("http://a:1", ["b", "c", "d"], ["b", "d"])
+    text = banner("http://a:1", ["b", "c", "d"], Served(["b", "d"], []))
     assert "Penstock serves c on http://a:1\n" in text
     assert "Not ready, no replica answers: b, d\n" in text
     assert '"model":"c"' in text
-    assert "Penstock listens on http://a:1\n" in banner("http://a:1", ["b"], ["b"])
+    assert "Penstock listens on http://a:1\n" in banner("http://a:1", ["b"], Served(["b"], []))
+
+
+def test_models_that_are_asleep_are_told() -> None:
+    """They are served; the example asks one that answers at once, if there is any."""
+    text = banner("http://a:1", ["b", "c", "d"], Served(["d"], ["b"]))
+    assert "Penstock serves b, c on http://a:1\n" in text
+    assert "Asleep, loaded at first use: b\n" in text
+    assert '"model":"c"' in text
+    assert '"model":"b"' in banner("http://a:1", ["d", "b"], Served(["d"], ["b"]))
 
 
 def test_a_closed_pipe_is_no_failure() -> None:
     """`penstock up | true` goes on serving, and at its end has nothing to complain about."""
     code = (
-        "import sys; from penstock.app.banner import announce; sys.stdin.read(); announce('a', ['b'], []);"
+        "import sys; from penstock.app.banner import announce; from penstock.app.readiness import Served;"
+        "sys.stdin.read(); announce('a', ['b'], Served([], []));"
         "print('later'); print('still here', file=sys.stderr)"
     )
     process = subprocess.Popen(

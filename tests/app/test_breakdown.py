@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loop_turns import until
 from penstock.app.breakdown import leave_when_frozen, leave_when_stuck, stop_when_broken
-from penstock.app.supervisor import EXIT_STUCK
+from penstock.app.child import EXIT_STUCK
 from penstock.asgi.server import StopRequest
 from scripted_replica import Desk, replica, write_replica
 

@@ -318,6 +318,6 @@ def test_the_schema_describes_the_tree() -> None:
         return own + [found for child in inner for found in objects(child)]
 
     described = objects(schema)
-    assert {"server", "upstream", "log", "models"} == set(schema["properties"])
+    assert {"server", "upstream", "engines", "log", "models"} == set(schema["properties"])
     assert all(entry["additionalProperties"] is False for entry in described)
     assert len(described) == 1 + len(schema["$defs"])

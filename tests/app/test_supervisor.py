@@ -1,45 +1,56 @@
-"""The restart policy; the processes themselves are in tests/end_to_end."""
+"""What the supervisor makes of orders; its children are in test_keeper.py and tests/end_to_end."""
 
 from __future__ import annotations
 
-import socket
+import asyncio
+from pathlib import Path
 
-from penstock.app.supervisor import (
-    FIRST_BACKOFF_S,
-    LAST_BACKOFF_S,
-    MAX_FAILED_STARTS,
-    STABLE_AFTER_S,
-    Restarts,
-    local_url,
-)
+import pytest
 
+from penstock.app.child import ChildSpec
+from penstock.app.config import Config, child_environment
+from penstock.app.supervisor import LocalEngine, Supervisor
+from penstock.asgi.server import StopRequest, bind
+from penstock.base.errors import ConfigurationError
+from penstock.fleet.settings import EnginesSettings
 
-def test_the_delay_doubles_up_to_a_bound() -> None:
-    """A child that fails at once is not started in a busy loop."""
-    delays = [Restarts(number).next_delay_s(0.0) for number in range(MAX_FAILED_STARTS)]
-    assert delays[0] == FIRST_BACKOFF_S
-    assert delays == [min(FIRST_BACKOFF_S * 2**number, LAST_BACKOFF_S) for number in range(MAX_FAILED_STARTS)]
+LIMIT_S = 60
 
 
-def test_too_many_failures_in_a_row_end_it() -> None:
-    """Also of a child that takes long to load and never serves."""
-    restarts = Restarts()
-    delays = [restarts.next_delay_s(0.0) for _ in range(MAX_FAILED_STARTS + 1)]
-    assert delays[-1] is None
-    assert None not in delays[:-1]
+async def test_only_models_asleep_need_no_engine_to_be_announced(tmp_path: Path) -> None:
+    """The gateway's word is enough; a stop then ends everything, sleepers included, with nothing to end."""
+    stop = StopRequest()
+    environment = child_environment(Config())
+    announced = asyncio.Event()
+
+    async def announce() -> None:
+        announced.set()
+
+    with bind("127.0.0.1", 0) as gateway, bind("127.0.0.1", 0) as engine:
+        config = tmp_path / "gateway.yaml"
+        config.write_text("models: {a: {replicas: [{url: 'http://127.0.0.1:9/v1'}]}}")
+        asleep = LocalEngine(ChildSpec("a/0", "engine", ("x",), engine, environment), "a", True, False)
+        inherited = {key: value for key, value in environment.items() if not key.startswith("PENSTOCK__")}
+        front = ChildSpec("gateway", "gateway", (f"--config={config}",), gateway, inherited)
+        supervisor = Supervisor([asleep], front, EnginesSettings(), 5.0, stop)
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(supervisor.run(announce))
+            await announced.wait()
+            stop.ask()
+            await running
 
 
-def test_serving_for_long_forgives_earlier_failures() -> None:
-    """A crash a day must not add up."""
-    restarts = Restarts()
-    for _ in range(3 * MAX_FAILED_STARTS):
-        assert restarts.next_delay_s(STABLE_AFTER_S) == FIRST_BACKOFF_S
-    assert restarts.next_delay_s(STABLE_AFTER_S - 1) == 2 * FIRST_BACKOFF_S
+async def test_a_gateway_that_refuses_to_start_stops_everything() -> None:
+    """Its message is on standard error; there is nothing to restart."""
+    stop = StopRequest()
 
+    async def announce() -> None:
+        raise AssertionError("nothing serves")
 
-def test_an_address_is_a_url() -> None:
-    """IPv6 in brackets."""
-    with socket.create_server(("127.0.0.1", 0)) as four:
-        assert local_url(four) == f"http://127.0.0.1:{four.getsockname()[1]}/v1"
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
-        assert local_url(six) == f"http://[::1]:{six.getsockname()[1]}/v1"
+    with bind("127.0.0.1", 0) as listener:
+        front = ChildSpec("gateway", "gateway", ("--config=/no/such",), listener, child_environment(Config()))
+        supervisor = Supervisor([], front, EnginesSettings(), 5.0, stop)
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(ConfigurationError, match="gateway refused to start"):
+                await supervisor.run(announce)
+    assert not stop.asked.is_set()

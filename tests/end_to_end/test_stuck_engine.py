@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import h11
 
-from penstock.app.supervisor import EXIT_STUCK
+from penstock.app.child import EXIT_STUCK
 from raw_client import RawClient, raw_client
 from running_service import RunningService
 from stopped_thread import busy_thread, stopped

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from penstock.engine.settings import EngineSettings
-from penstock.fleet.settings import ModelSettings, ReplicaSettings
+from penstock.fleet.settings import MIN_MEMORY_MB, EnginesSettings, ModelSettings, ReplicaSettings
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,36 @@ def test_a_model_has_a_replica() -> None:
     """One without could never be ready."""
     with pytest.raises(ValidationError):
         ModelSettings(replicas=[])
+
+
+def test_a_model_that_sleeps_has_one_engine() -> None:
+    """Whoever runs elsewhere cannot be started by us, and of several it would not be clear which."""
+    engine, elsewhere = ReplicaSettings(engine=EngineSettings()), ReplicaSettings(url="http://a/v1")
+    assert ModelSettings(replicas=[engine], load="first_use").load == "first_use"
+    assert ModelSettings(replicas=[engine, elsewhere]).load == "start"
+    for wrong in ([elsewhere], [engine, engine], [engine, elsewhere]):
+        with pytest.raises(ValidationError, match="exactly one replica, an engine"):
+            ModelSettings(replicas=wrong, load="first_use")
+    with pytest.raises(ValidationError):
+        ModelSettings(replicas=[engine], load="later")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory_mb": -1}, {"memory_mb": 1}, {"memory_mb": MIN_MEMORY_MB - 1}, {"memory_mb": True},
+        {"memory_mb": "1 GB"}, {"idle_s": -1.0}, {"idle_s": float("nan")}, {"idle_s": float("inf")},
+        {"load_timeout_s": 0.0}, {"load_timeout_s": float("inf")}, {"max_waiting": 0}, {"memory": 1000},
+    ],
+)  # fmt: skip
+def test_bounds_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    """At start, with the key."""
+    with pytest.raises(ValidationError) as caught:
+        EnginesSettings(**wrong)
+    assert caught.value.errors()[0]["loc"] == tuple(wrong)
+
+
+def test_no_bound_is_the_default() -> None:
+    """And the least one holds a process."""
+    assert EnginesSettings().memory_mb == EnginesSettings().idle_s == 0
+    assert EnginesSettings(memory_mb=MIN_MEMORY_MB).memory_mb == MIN_MEMORY_MB

@@ -55,6 +55,7 @@ async def test_models_are_listed_and_described() -> None:
             answer = await client.ask(path, method="GET")
             assert json.loads(answer.body) == {
                 "id": "org/name", "object": "model", "created": CREATED, "owned_by": "penstock",
+                "penstock": {"state": "ready"},
             }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from penstock.fleet.catalog import Replica, Snapshot
 from penstock.gateway.health import HealthBoard
 from raw_client import RawClient, raw_client
 from running_gateway import running_gateway
+from scripted_owner import ScriptedOwner
 from scripted_upstream import Peer, Script, ScriptedUpstream, answering_once, silent, whole
 
 OFTEN = {"health_interval_s": 0.001}
@@ -179,3 +180,24 @@ async def test_draining_is_not_ready() -> None:
         answer = await client.ask("/readyz", method="GET")
         assert (answer.status, b'"status":"draining"' in answer.body) == (503, True)
         assert (await client.ask("/livez", method="GET")).status == 200
+
+
+async def test_a_replica_that_rests_is_not_asked() -> None:
+    """Its listener would take the question into the queue of a process that is not there."""
+    async with (
+        ScriptedUpstream(UP) as replica,
+        running_gateway({"m": [replica.port]}, first_checks_s=0.0, **OFTEN) as gateway,
+        raw_client(gateway.port) as client,
+    ):
+        await until(client, 200)
+        owner = ScriptedOwner(["m"])
+        gateway.local_models.connect(owner.roster(), owner.orders.append)
+        assert b'"m/0":false' in (await client.ask("/readyz", method="GET")).body
+        asked = len(replica.peers)
+        await asyncio.sleep(0.05)  # tens of checks, were there any
+        assert len(replica.peers) <= asked + 1  # one may have been on its way
+        assert b'"m/0":false' in (await client.ask("/readyz", method="GET")).body
+        owner.phases["m"] = "loading"
+        owner.load("m")
+        gateway.local_models.apply(owner.states.popleft())
+        assert b'"m/0":true' in (await client.ask("/readyz", method="GET")).body

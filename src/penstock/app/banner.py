@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from penstock.app.readiness import Served
 from penstock.app.streams import drop_standard_output
 from penstock.engine.checkpoint import Task
 
@@ -25,12 +26,12 @@ _NOTHING_ELSE: Mapping[str, Task] = MappingProxyType({})
 def announce(
     address: str,
     models: Collection[str],
-    waiting: Collection[str],
+    state: Served,
     tasks: Mapping[str, Task] = _NOTHING_ELSE,
 ) -> None:
     """Prints the banner. Nobody has to read it: a closed standard output is no reason to stop."""
     try:
-        typer.echo(banner(address, models, waiting, tasks))
+        typer.echo(banner(address, models, state, tasks))
     except OSError:
         drop_standard_output()
 
@@ -38,19 +39,22 @@ def announce(
 def banner(
     address: str,
     models: Collection[str],
-    waiting: Collection[str],
+    state: Served,
     tasks: Mapping[str, Task] = _NOTHING_ELSE,
 ) -> str:
-    """Where which models are served, which are `waiting` for a replica, and a command to try it with.
+    """Where which models are served, which are asleep or have no replica, and a command to try it with.
 
     `tasks`: what models are for, those that generate left out.
     """
-    served = [name for name in models if name not in waiting]
+    served = [name for name in models if name not in state.not_ready]
     what = f"serves {', '.join(served)}" if served else "listens"
     lines = ["", f"Penstock {what} on {address}"]
-    if waiting:
-        lines.append(f"Not ready, no replica answers: {', '.join(waiting)}")
-    first = (served or list(models))[0]
+    if state.asleep:
+        lines.append(f"Asleep, loaded at first use: {', '.join(state.asleep)}")
+    if state.not_ready:
+        lines.append(f"Not ready, no replica answers: {', '.join(state.not_ready)}")
+    awake = [name for name in served if name not in state.asleep]
+    first = (awake or served or list(models))[0]
     command = curl_command(address, first, tasks.get(first, "generate"))
     lines += [
         "",

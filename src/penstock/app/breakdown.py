@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from penstock.app.supervisor import EXIT_STUCK
+from penstock.app.child import EXIT_STUCK
 from penstock.asgi.drain import Drain
 from penstock.asgi.server import StopRequest
 from penstock.engine.watchdog import POLL_S

@@ -8,7 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.app.link import wait_ready
+from penstock.app.link import FROM_CHILD, FromChild, Link
+
+# How a child ends that refuses its arguments or its model.
+EXIT_USAGE = 2
+# How a replica ends whose engine was stuck (EX_SOFTWARE of sysexits.h).
+EXIT_STUCK = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +30,16 @@ class ChildSpec:
 class Child:
     """A running child process with the supervisor's end of its link."""
 
-    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process, end: socket.socket) -> None:
+    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process, link: Link[FromChild]) -> None:
         self.spec = spec
         self.process = process
-        self._end = end
+        self.link = link
 
     @staticmethod
     async def start(spec: ChildSpec) -> Child:
         """Starts the process in a session of its own, so that Ctrl-C reaches it only through us."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        link = await Link.open(ours, FROM_CHILD)
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
@@ -51,21 +56,13 @@ class Child:
                     start_new_session=True,
                 )
         except BaseException:
-            ours.close()
+            link.close()
             raise
-        return Child(spec, process, ours)
-
-    async def wait_ready(self) -> bool:
-        """True when the child serves, False if it ended first."""
-        return await wait_ready(self._end)
+        return Child(spec, process, link)
 
     async def wait(self) -> int:
         """Waits for the end; the exit status, negative for a signal."""
         return await self.process.wait()
-
-    def close_link(self) -> None:
-        """Gives up our end of the link; a child that still runs takes it as our end."""
-        self._end.close()
 
     async def stop(self, timeout_s: float) -> None:
         """Asks the child to drain and end; kills it if it has not after `timeout_s` seconds."""
@@ -83,3 +80,9 @@ class Child:
         """Ends the child at once."""
         if self.process.returncode is None:
             self.process.kill()
+
+
+def local_url(listener: socket.socket) -> str:
+    """The API root of a child that serves on `listener`."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

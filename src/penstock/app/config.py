@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from penstock.asgi.settings import ServerSettings
 from penstock.base.errors import ConfigurationError
 from penstock.engine.settings import EngineSettings
-from penstock.fleet.settings import ModelSettings, ReplicaSettings
+from penstock.fleet.settings import EnginesSettings, ModelSettings, ReplicaSettings
 from penstock.gateway.settings import UpstreamSettings
 from penstock.protocol.generation import MAX_NAME_LENGTH
 from penstock.protocol.strict import shown
@@ -53,6 +53,7 @@ class Config(BaseModel):
 
     server: ServerSettings = Field(default_factory=ServerSettings)
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
+    engines: EnginesSettings = Field(default_factory=EnginesSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     models: dict[str, ModelSettings] = Field(
         default_factory=lambda: {"tiny": ModelSettings(replicas=[ReplicaSettings(engine=EngineSettings())])},

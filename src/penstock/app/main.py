@@ -15,10 +15,11 @@ from penstock import __version__
 from penstock.app import engine_options as options
 from penstock.app import wiring
 from penstock.app.banner import announce
+from penstock.app.child import EXIT_USAGE
 from penstock.app.config import Config, load_config
 from penstock.app.config_commands import config_app
 from penstock.app.lab_commands import evaluate_command, train_app
-from penstock.app.supervisor import EXIT_USAGE
+from penstock.app.link import failure_told
 from penstock.asgi.server import bind
 from penstock.base.errors import ConfigurationError, PenstockError
 from penstock.engine.checkpoint import Task, main_task, served_name
@@ -75,7 +76,7 @@ def up(
                 find_checkpoint(replica.engine.model, f"models.{name}.replicas.engine.model")
     set_up_logs(settings.log.level, settings.log.format, "supervisor")
     tasks = _tasks(settings)
-    _run(wiring.run_up(settings, lambda address, waiting: announce(address, settings.models, waiting, tasks)))
+    _run(wiring.run_up(settings, lambda address, served: announce(address, settings.models, served, tasks)))
 
 
 @app.command()
@@ -133,14 +134,17 @@ def engine(
     Example: penstock engine builtin:tiny --port 8000
     """
     given = {key: value for key, value in locals().items() if key in EngineSettings.model_fields}
-    find_checkpoint(model)
-    settings = load_config(None, {"models": {name or served_name(model): {"replicas": [{"engine": given}]}}})
-    served, entry = next(iter(settings.models.items()))
-    engine_settings = entry.replicas[0].engine
-    assert engine_settings is not None
-    set_up_logs(settings.log.level, settings.log.format, f"engine {served}")
-    listener = bind(host, port) if fd is None else wiring.inherited_listener(fd)
-    _run(wiring.run_engine(engine_settings, served, settings.server, wiring.Place(listener, link)))
+    with failure_told(link):
+        find_checkpoint(model)
+        settings = load_config(
+            None, {"models": {name or served_name(model): {"replicas": [{"engine": given}]}}}
+        )
+        served, entry = next(iter(settings.models.items()))
+        engine_settings = entry.replicas[0].engine
+        assert engine_settings is not None
+        set_up_logs(settings.log.level, settings.log.format, f"engine {served}")
+        listener = bind(host, port) if fd is None else wiring.inherited_listener(fd)
+        _run(wiring.run_engine(engine_settings, served, settings.server, wiring.Place(listener, link)))
 
 
 app.command(name="eval")(evaluate_command)

@@ -18,7 +18,8 @@
     │   ├── QueueFullError           bounded queue is full                           429
     │   ├── DeadlineExceededError    the request's own time limit passed             504
     │   ├── DrainingError            shutting down                                   503
-    │   └── NotReadyError            no replica of the model is ready                503
+    │   ├── NotReadyError            no replica of the model is ready                503
+    │   └── ModelLoadError           the model could not be loaded                   503
     ├── UpstreamError            a replica failed us                                 502, 504
     │   ├── UpstreamConnectError     could not connect or send                       502
     │   ├── UpstreamProtocolError    answer broken, cut or not HTTP                  502
@@ -186,6 +187,12 @@ class NotReadyError(CapacityError):
     """No replica of the model is ready."""
 
     code = "not_ready"
+
+
+class ModelLoadError(CapacityError):
+    """The model was asleep and its engine could not be loaded; the message has the engine's reason."""
+
+    code = "model_load_failed"
 
 
 class UpstreamError(PenstockError):

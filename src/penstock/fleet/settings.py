@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from penstock.engine.settings import EngineSettings
 
+# An engine's process without a model: Python, PyTorch and their libraries.
+MIN_MEMORY_MB = 512
+
 
 class ReplicaSettings(BaseModel):
     """One replica: an engine of ours on this machine, or the address of an OpenAI-compatible server."""
@@ -59,3 +62,51 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     replicas: list[ReplicaSettings] = Field(min_length=1, description="who serves it")
+    load: Literal["start", "first_use"] = Field(
+        "start",
+        description="start: its engines are loaded at start and kept; first_use: its one engine is loaded "
+        "when a request comes, and may be unloaded",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_loaded_on_use(self) -> Self:
+        if self.load == "first_use" and (len(self.replicas) != 1 or self.replicas[0].engine is None):
+            raise ValueError("load: first_use is for models with exactly one replica, an engine")
+        return self
+
+
+class EnginesSettings(BaseModel):
+    """All engines of this machine together. Times are in seconds."""
+
+    # strict: YAML's true is no number
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    memory_mb: int = Field(
+        0, ge=0, description="memory of all engines together, MiB; 0: no bound, nothing is unloaded for room"
+    )
+    idle_s: float = Field(
+        0.0,
+        ge=0,
+        le=31_536_000,
+        allow_inf_nan=False,
+        description="a model with load: first_use is unloaded after this long without a request; 0: never",
+    )
+    load_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="longest time a request waits for its model, and a load for room",
+    )
+    max_waiting: int = Field(
+        256, ge=1, le=100_000, description="requests that wait for one model to be loaded; more get 429"
+    )
+
+    @field_validator("memory_mb")
+    @classmethod
+    def _holds_an_engine(cls, value: int) -> int:
+        if 0 < value < MIN_MEMORY_MB:
+            raise ValueError(
+                f"must be at least {MIN_MEMORY_MB}, about what one engine takes before its model, or 0"
+            )
+        return value

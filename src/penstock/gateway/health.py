@@ -21,6 +21,7 @@ class HealthBoard:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._is_ready: dict[str, bool] = {}
+        self._resting: set[str] = set()
         self._num_replicas = sum(map(len, snapshot.replicas.values()))
         self._all_known = asyncio.Event()
 
@@ -50,8 +51,25 @@ class HealthBoard:
 
     def set_ready(self, replica: Replica, is_ready: bool) -> None:
         """Records what a check, or a failed attempt to connect, said of a replica; logs changes."""
+        if replica.id in self._resting:
+            return  # a check that began before it rested
         if self._is_ready.get(replica.id) != is_ready:
             logger.info("replica ready" if is_ready else "replica not ready", replica=replica.id)
+        self._record(replica, is_ready)
+
+    def is_resting(self, replica: Replica) -> bool:
+        """True if its process is known not to be there, so that there is nobody to ask."""
+        return replica.id in self._resting
+
+    def set_resting(self, replica: Replica, is_resting: bool) -> None:
+        """Records what the owner of its process said: it rests, which is not ready, or it serves."""
+        if is_resting:
+            self._resting.add(replica.id)
+        else:
+            self._resting.discard(replica.id)
+        self._record(replica, not is_resting)
+
+    def _record(self, replica: Replica, is_ready: bool) -> None:
         self._is_ready[replica.id] = is_ready
         if len(self._is_ready) == self._num_replicas:
             self._all_known.set()
@@ -64,9 +82,10 @@ async def watch(
 
     async def watch_one(replica: Replica) -> None:
         while True:
-            is_ready = await _check(pools[replica.id], replica, settings.health_timeout_s)
-            if is_ready is not None:
-                board.set_ready(replica, is_ready)
+            if not board.is_resting(replica):
+                is_ready = await _check(pools[replica.id], replica, settings.health_timeout_s)
+                if is_ready is not None:
+                    board.set_ready(replica, is_ready)
             await asyncio.sleep(settings.health_interval_s)
 
     async with asyncio.TaskGroup() as tasks:

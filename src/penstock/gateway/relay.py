@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Mapping, Set
 from itertools import count
 
@@ -20,15 +22,20 @@ from penstock.base.errors import (
 )
 from penstock.fleet.catalog import Replica, Snapshot
 from penstock.gateway.health import HealthBoard
+from penstock.gateway.local_models import LocalModels
 from penstock.gateway.upstream.pool import Answer, Call, Pool
 from penstock.protocol import sse
 from penstock.protocol.envelope import encode_error
 from penstock.protocol.generation import Name
 from penstock.protocol.strict import NOT_JSON, explain, shown
+from penstock.replica.request_timeout import HEADER as REQUEST_TIMEOUT
+from penstock.replica.request_timeout import read_request_timeout
 
 logger = structlog.get_logger(__name__)
 
 RETRY_AFTER_S = 2
+# What a replica is left of a time that ran out just as its model was ready: it answers that it ran out.
+LEAST_TIMEOUT_S = 0.001
 
 # What of a request's headers a replica gets. The client's key is for us and stays here.
 _REQUEST_HEADERS = frozenset(
@@ -59,9 +66,15 @@ class Relay:
     """Relays requests to ready replicas of the model they name."""
 
     def __init__(
-        self, snapshot: Snapshot, pools: Mapping[str, Pool], board: HealthBoard, limits: HttpLimits
+        self,
+        snapshot: Snapshot,
+        pools: Mapping[str, Pool],
+        board: HealthBoard,
+        local_models: LocalModels,
+        limits: HttpLimits,
     ) -> None:
         self._snapshot = snapshot
+        self._local_models = local_models
         self._pools = pools
         self._board = board
         self._limits = limits
@@ -72,24 +85,43 @@ class Relay:
 
         Raises:
             ClientError: the body cannot be read or names no model of ours.
-            CapacityError: no replica of the model is ready, or it has no free connection.
+            CapacityError: no replica is ready or has a free connection, or the model could not be loaded.
             UpstreamError: the replica failed before its answer began, or none could be connected to.
         """
         body = await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
         model = read_model(body)
-        await unless_gone(exchange, self._call(exchange, model, body))
-
-    def _route(self, model: str, tried: Set[str]) -> Replica | None:
-        """The ready replica with the fewest requests in flight, each in turn among equals.
-
-        None if none is left beside those that were `tried`.
-        """
         if model not in self._snapshot.replicas:
             raise ModelNotFoundError(
                 f"there is no model {shown(model)!r} here; "
                 f"there is: {', '.join(sorted(self._snapshot.replicas))}",
                 param="model",
             )
+        await unless_gone(exchange, self._use(exchange, model, body))
+
+    async def _use(self, exchange: Exchange, model: str, body: bytes) -> None:
+        """Calls the model once it is awake; waiting for that counts on the time that the client allows."""
+        headers = {name: value for name, value in exchange.headers.items() if name in _REQUEST_HEADERS}
+        if self._local_models.is_open(model):
+            async with self._local_models.use(model, math.inf):
+                await self._call(exchange, model, headers, body)
+            return
+        now = asyncio.get_running_loop().time
+        began = now()
+        timeout_s = read_request_timeout(exchange.headers)
+        exchange.log_fields["model"] = model
+        async with self._local_models.use(model, timeout_s):
+            waited_s = now() - began
+            exchange.log_fields["waited_ms"] = round(waited_s * 1e3, 2)
+            if timeout_s < math.inf:
+                left_s = max(timeout_s - waited_s, LEAST_TIMEOUT_S)
+                headers[REQUEST_TIMEOUT.encode()] = f"{left_s:.3f}".encode()
+            await self._call(exchange, model, headers, body)
+
+    def _route(self, model: str, tried: Set[str]) -> Replica | None:
+        """The ready replica with the fewest requests in flight, each in turn among equals.
+
+        None if none is left beside those that were `tried`.
+        """
         ready = [replica for replica in self._board.ready(model) if replica.id not in tried]
         if not ready:
             return None
@@ -97,11 +129,12 @@ class Relay:
         in_turn = ready[first:] + ready[:first]
         return min(in_turn, key=lambda replica: self._pools[replica.id].num_busy)
 
-    async def _call(self, exchange: Exchange, model: str, body: bytes) -> None:
+    async def _call(
+        self, exchange: Exchange, model: str, headers: Mapping[bytes, bytes], body: bytes
+    ) -> None:
         """Asks one replica after the other until one can be connected to; what was sent stays with it."""
-        headers = [(name, value) for name, value in exchange.headers.items() if name in _REQUEST_HEADERS]
-        headers.append((b"x-request-id", exchange.request_id.encode()))
-        call = Call(exchange.method, exchange.path, headers, body)
+        own = (b"x-request-id", exchange.request_id.encode())
+        call = Call(exchange.method, exchange.path, [*headers.items(), own], body)
         tried: set[str] = set()
         failure: PenstockError = NotReadyError(
             f"no replica of {shown(model)!r} is ready; try again later", retry_after_s=RETRY_AFTER_S

@@ -34,6 +34,13 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "block_size": (),
     "prefix_cache": (False,),
     "decode_slowdown": (0.0,),
+    "draft_rows": (0,),
+    "deterministic": (),
+    "tool_format": ("none",),
+    "reasoning": ("none",),
+    "kv_snapshot": (),
+    "kv_snapshot_mb": (),
+    "kv_transfer": (),
 }
 
 
