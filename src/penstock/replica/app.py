@@ -18,14 +18,10 @@ from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
 from penstock.replica.answer import Job, answer
-from penstock.replica.embedding import DecoderEmbedder
-from penstock.replica.embedding_endpoints import EmbeddingEndpoints
+from penstock.replica.decoder_endpoints import decoder_endpoints
 from penstock.replica.model import ServedModel
-from penstock.replica.ranking import CosineRanker
 from penstock.replica.request_timeout import read_request_timeout
-from penstock.replica.rerank_endpoints import RerankEndpoints
 from penstock.replica.shapes import ChatShape, CompletionShape, Shape
-from penstock.replica.token_endpoints import TokenEndpoints
 from penstock.text.template import Turn
 
 # The template's word for each role: templates know no developer, which is OpenAI's newer word for system.
@@ -53,8 +49,7 @@ class Replica:
             {
                 ("POST", "/v1/chat/completions"): Endpoint(self._chat),
                 ("POST", "/v1/completions"): Endpoint(self._complete),
-                **self._embedding_endpoints(),
-                **TokenEndpoints(self._model, self._encode_chat, self._limits).table(),
+                **decoder_endpoints(self._model, self._limits, self._encode_chat),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
@@ -63,16 +58,6 @@ class Replica:
             self._drain,
             self._probes.count,
         )
-
-    def _embedding_endpoints(self) -> dict[tuple[str, str], Endpoint]:
-        model, defaults = self._model, self._model.embedding
-        if defaults is None:
-            return {}
-        embedder = DecoderEmbedder(model.service)
-        return {
-            **EmbeddingEndpoints(model, embedder, defaults, self._limits).table(),
-            **RerankEndpoints(model, CosineRanker(model, embedder, defaults), self._limits).table(),
-        }
 
     async def _chat(self, exchange: Exchange) -> None:
         started = self._model.service.now()
