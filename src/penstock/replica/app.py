@@ -12,18 +12,12 @@ from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import NotReadyError
 from penstock.observe import metrics as observe
-from penstock.protocol.chat import ChatRequest
-from penstock.replica import conversation
-from penstock.replica.embedding import DecoderEmbedder
-from penstock.replica.embedding_endpoints import EmbeddingEndpoints
+from penstock.replica.decoder_endpoints import decoder_endpoints
 from penstock.replica.engine_readings import engine_readings, memory_readings
 from penstock.replica.generation_endpoints import GenerationEndpoints
 from penstock.replica.kv_endpoints import KVEndpoints
 from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
-from penstock.replica.ranking import CosineRanker
-from penstock.replica.rerank_endpoints import RerankEndpoints
-from penstock.replica.token_endpoints import TokenEndpoints
 
 
 class Replica:
@@ -42,8 +36,7 @@ class Replica:
         return Application(
             {
                 **GenerationEndpoints(self._model, self._limits, self._meters).table(),
-                **self._embedding_endpoints(),
-                **TokenEndpoints(self._model, self._encode_chat, self._limits).table(),
+                **decoder_endpoints(self._model, self._limits, self._encode_chat),
                 **ModelEndpoints([self._model.name], self._model.created).table(),
                 **({} if self._kv is None else self._kv.table()),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
@@ -53,16 +46,6 @@ class Replica:
             self._drain,
             self._probes.count,
         )
-
-    def _embedding_endpoints(self) -> dict[tuple[str, str], Endpoint]:
-        model, defaults = self._model, self._model.embedding
-        if defaults is None:
-            return {}
-        embedder = DecoderEmbedder(model.service)
-        return {
-            **EmbeddingEndpoints(model, embedder, defaults, self._limits).table(),
-            **RerankEndpoints(model, CosineRanker(model, embedder, defaults), self._limits).table(),
-        }
 
     def _encode_chat(self, request: ChatRequest, add_generation_prompt: bool) -> list[int]:
         return conversation.encode(self._model, request, add_generation_prompt=add_generation_prompt)
