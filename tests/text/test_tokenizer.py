@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
 
 from byte_tokenizer import (
     END_OF_TEXT,
@@ -200,3 +201,11 @@ def test_what_was_encoded_is_not_kept(tokenizer: Tokenizer) -> None:
     for _ in range(8_000):
         tokenizer.encode(rng.randbytes(120).hex(), add_special_tokens=False)
     assert resident_kb() - before < 20_000
+
+
+def test_a_tokenizer_can_be_written_down(tokenizer: Tokenizer) -> None:
+    """And read again, as the same one."""
+    again = RustTokenizer.from_str(tokenizer.to_json())
+    assert again.encode("hello wörld<|im_end|>").ids == tokenizer.encode(
+        "hello wörld<|im_end|>", add_special_tokens=False
+    )
