@@ -73,7 +73,7 @@ def test_a_closed_pipe_is_no_failure() -> None:
 @pytest.mark.parametrize(("task", "path"), [("embed", "embeddings"), ("score", "rerank")])
 def test_an_encoder_is_asked_for_what_it_does(task: Task, path: str) -> None:
     """The model behind it does not chat."""
-    text = banner("http://a:1", ["b"], [], {"b": task})
+    text = banner("http://a:1", ["b"], Served([], []), {"b": task})
     line = next(line for line in text.splitlines() if line.startswith("  curl"))
     words = shlex.split(line)
     assert words[1] == f"http://a:1/v1/{path}"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
 
 from byte_tokenizer import (
     END_OF_TEXT,
@@ -267,3 +268,11 @@ def test_tokens_and_all_of_the_text_can_be_shown(pieces: Tokenizer) -> None:
     assert pieces.decode_all(ids) == "[CLS] cat ##s [SEP]"
     assert pieces.token(pieces.vocab_size) is None
     assert pieces.token(2**31 - 1) is None
+
+
+def test_a_tokenizer_can_be_written_down(tokenizer: Tokenizer) -> None:
+    """And read again, as the same one."""
+    again = RustTokenizer.from_str(tokenizer.to_json())
+    assert again.encode("hello wörld<|im_end|>").ids == tokenizer.encode(
+        "hello wörld<|im_end|>", add_special_tokens=False
+    )

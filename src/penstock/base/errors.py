@@ -145,7 +145,6 @@ class MovedError(ClientError):
     """The request goes on in another engine; whoever moved it has taken its state there."""
 
     code = "moved"
-    type = "server_error"
     status = 409
     log_level = "info"
 

@@ -12,6 +12,8 @@ from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import NotReadyError
 from penstock.observe import metrics as observe
+from penstock.protocol.chat import ChatRequest
+from penstock.replica import conversation
 from penstock.replica.decoder_endpoints import decoder_endpoints
 from penstock.replica.engine_readings import engine_readings, memory_readings
 from penstock.replica.generation_endpoints import GenerationEndpoints
