@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from penstock.base.errors import PenstockError
+from penstock.engine.adapter import Adapter
 from penstock.engine.penalties import PenaltyState
 from penstock.engine.prefix_cache import Node
 from penstock.engine.prompt_lookup import Lookup
 from penstock.engine.readout import Readout
 from penstock.engine.sampling import Constraint, SamplingParams, TokenLogprobs
-
 
 
 class FinishReason(Enum):
@@ -83,7 +83,9 @@ class Sequence:
     deadline: float = math.inf
     """When it ends with an error, finished or not."""
     cache_salt: str = ""
-    """Sequences share cached blocks only with those of the same salt."""
+    """Sequences share cached blocks only with those of the same salt and the same adapter."""
+    adapter: Adapter | None = None
+    """What it is computed with beside the model."""
     path: list[Node] = field(default_factory=list)
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when it was first admitted; None until then."""
@@ -98,6 +100,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens) - self.num_resumed
+
+    @property
+    def cache_root(self) -> str:
+        """Under which the prefix cache keeps its blocks: what one adapter computed is wrong for others."""
+        return f"{self.adapter.number if self.adapter else 0}:{self.cache_salt}"
 
     @property
     def due(self) -> float:
