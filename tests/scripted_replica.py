@@ -20,6 +20,7 @@ from asgi_call import GUARD_S, Answer, Call
 from byte_tokenizer import CHATML, IM_END, MERGES, byte_level, write_tokenizer
 from penstock.asgi.drain import Drain
 from penstock.asgi.settings import HttpLimits
+from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.core import EngineCore
 from penstock.engine.plan import Limits, StepPlan
 from penstock.engine.sampling import SamplingParams
@@ -163,6 +164,7 @@ async def replica(
     limits: HttpLimits | None = None,
     kind: type[Tokenizer] = Tokenizer,
     clock: Callable[[], float] = time.perf_counter,
+    adapters: AdapterStore | None = None,
 ) -> AsyncIterator[Desk]:
     """Serves; in the end every request must have ended once and every block be free."""
     tokenizer = kind(directory)
@@ -176,6 +178,7 @@ async def replica(
         defaults=SamplingDefaults.of_checkpoint(directory),
         service=EngineService(core, max_requests),
         max_model_len=max_model_len,
+        adapters=adapters or AdapterStore(MODEL, lambda folder: folder, max_loras=0),
     )
     desk = Desk(model, forward, limits or HttpLimits())
     model.service.start()

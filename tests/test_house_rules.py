@@ -38,6 +38,7 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 # Modules of the engine that plan without tensors, so that planning is tested without a model.
 TORCH_FREE = (
     "engine/adapter.py",
+    "engine/adapter_store.py",
     "engine/block_tables.py",
     "engine/blocks.py",
     "engine/lora_config.py",

@@ -119,6 +119,12 @@ def engine(
         float, typer.Option(help="Longest step with prompts in it, in times its decodes alone; 0: any.")
     ] = 2.5,
     kv_cache_mb: Annotated[int, typer.Option(help="KV pool, MiB; 0: chosen from model and memory.")] = 0,
+    lora_modules: Annotated[
+        list[str], typer.Option(help="A LoRA adapter to load, name=folder; may be given several times.")
+    ] = [],  # noqa: B006 (typer makes a new list)
+    max_loras: Annotated[int, typer.Option(help="LoRA adapters in memory at a time.")] = 8,
+    max_lora_rank: Annotated[int, typer.Option(help="Largest rank of a LoRA adapter.")] = 64,
+    runtime_lora: Annotated[bool, typer.Option(help="Let clients load and unload LoRA adapters.")] = False,
     step_timeout_s: Annotated[
         float, typer.Option(help="A step that takes longer is stuck and ends the process; 0: never.")
     ] = 300.0,

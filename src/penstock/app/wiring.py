@@ -200,13 +200,18 @@ def _place_engines(config: Config) -> tuple[Mapping[str, _EngineCommand], Config
             listener = bind("127.0.0.1", 0)
             engines[f"{name}/{index}"] = (engine_arguments(replica.engine, name), listener)
             replicas.append(ReplicaSettings(url=local_url(listener), kind="penstock"))
-        models[name] = model.model_copy(update={"replicas": replicas})
+        models[name] = model.model_copy(update={"replicas": replicas, "loras": model.adapter_names})
     return engines, config.model_copy(update={"models": models})
 
 
 def engine_arguments(settings: EngineSettings, name: str) -> tuple[str, ...]:
     """What `penstock engine` is given to run with these settings."""
-    options = [_option(field, value) for field, value in settings.model_dump().items() if field != "model"]
+    options = [
+        _option(field, one)
+        for field, value in settings.model_dump().items()
+        if field != "model"
+        for one in (value if isinstance(value, list) else [value])
+    ]
     return (f"--name={name}", *options, "--", settings.model)  # a folder's name may begin with a dash
 
 

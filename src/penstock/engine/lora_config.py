@@ -19,7 +19,7 @@ from penstock.engine.name_patterns import first_matches
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
-_Rank = Annotated[int, Meta(ge=1)]
+_Rank = Annotated[int, Meta(ge=1, le=1 << 16)]
 _Names = str | list[str] | None
 _T = TypeVar("_T")
 

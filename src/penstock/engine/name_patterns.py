@@ -17,7 +17,9 @@ LIMIT_S = 10.0
 MAX_PATTERN_LENGTH = 1000
 
 
-def first_matches(patterns: Sequence[str], names: Sequence[str]) -> list[int | None]:
+def first_matches(
+    patterns: Sequence[str], names: Sequence[str], limit_s: float = LIMIT_S
+) -> list[int | None]:
     """For every name, the index of the first pattern that matches all of it; None if none does.
 
     Raises:
@@ -31,11 +33,11 @@ def first_matches(patterns: Sequence[str], names: Sequence[str]) -> list[int | N
             input=json.dumps([patterns, names]),
             capture_output=True,
             text=True,
-            timeout=LIMIT_S,
+            timeout=limit_s,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"matching took longer than {LIMIT_S:g} s; give plain names instead") from error
+        raise ValueError(f"matching took longer than {limit_s:g} s; give plain names instead") from error
     if done.returncode:
         raise ValueError((done.stderr.strip() or "the process that matches patterns failed").splitlines()[-1])
     matches: list[int | None] = json.loads(done.stdout)

@@ -59,3 +59,21 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     replicas: list[ReplicaSettings] = Field(min_length=1, description="who serves it")
+    loras: list[str] = Field(
+        [], description="names of LoRA adapters that its replicas serve, beside their engines' lora_modules"
+    )
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """All names of adapters under which its replicas can be asked, each once."""
+        engines = (replica.engine for replica in self.replicas if replica.engine is not None)
+        return list(
+            dict.fromkeys([*self.loras, *(name for engine in engines for name in engine.lora_folders)])
+        )
+
+    @model_validator(mode="after")
+    def _every_engine_has_the_same_adapters(self) -> Self:
+        engines = [replica.engine for replica in self.replicas if replica.engine is not None]
+        if len({frozenset(engine.lora_folders) for engine in engines}) > 1:
+            raise ValueError("the engines of a model must have lora_modules of the same names")
+        return self

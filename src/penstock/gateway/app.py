@@ -21,6 +21,7 @@ from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Pool
 from penstock.observe import metrics as observe
 from penstock.observe import names
+from penstock.protocol.models import Model
 
 # A gateway that starts in front of healthy replicas knows them before its first request, and one whose
 # replicas do not answer does not wait for them.
@@ -55,7 +56,7 @@ class Gateway:
         return Application(
             {
                 **{("POST", path): Endpoint(self._relay.handle) for path in RELAYED_PATHS},
-                **ModelEndpoints(self._snapshot.replicas, self._snapshot.created).table(),
+                **ModelEndpoints(self._models).table(),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
             },
@@ -78,6 +79,13 @@ class Gateway:
                 watching.cancel()
                 for pool in self._pools.values():
                     pool.close()
+
+    def _models(self) -> Iterator[Model]:
+        created = self._snapshot.created
+        for name in self._snapshot.replicas:
+            yield Model(id=name, created=created)
+        for name, parent in self._snapshot.parents.items():
+            yield Model(id=name, created=created, parent=parent)
 
     async def _ready(self, exchange: Exchange) -> None:
         """200 if some model has a ready replica and no shutdown has begun; the body says which have."""

@@ -84,11 +84,11 @@ class Relay:
 
         None if none is left beside those that were `tried`.
         """
+        model = self._snapshot.parents.get(model, model)
         if model not in self._snapshot.replicas:
+            names = sorted((*self._snapshot.replicas, *self._snapshot.parents))
             raise ModelNotFoundError(
-                f"there is no model {shown(model)!r} here; "
-                f"there is: {', '.join(sorted(self._snapshot.replicas))}",
-                param="model",
+                f"there is no model {shown(model)!r} here; there is: {', '.join(names)}", param="model"
             )
         ready = [replica for replica in self._board.ready(model) if replica.id not in tried]
         if not ready:

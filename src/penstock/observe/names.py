@@ -47,6 +47,7 @@ UPSTREAM_CONNECTIONS = Metric(
 ENGINE_RUNNING = Metric("penstock_engine_sequences_running", "gauge", "Sequences in the running batch.")
 ENGINE_WAITING = Metric("penstock_engine_sequences_waiting", "gauge", "Sequences queued.")
 ENGINE_KV_BLOCKS = Metric("penstock_engine_kv_blocks", "gauge", "KV blocks, by state.", ("state",))
+ENGINE_LORAS = Metric("penstock_engine_loras", "gauge", "LoRA adapters in memory, by state.", ("state",))
 ENGINE_STEPS = Metric("penstock_engine_steps_total", "counter", "Engine steps.")
 ENGINE_FAILED_STEPS = Metric("penstock_engine_failed_steps_total", "counter", "Engine steps that raised.")
 ENGINE_STUCK_STEPS = Metric(

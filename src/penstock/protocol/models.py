@@ -15,6 +15,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     created: int
     """Unix seconds at which the server began to serve it."""
     owned_by: str = "penstock"
+    parent: str | None = None
+    """The model that an adapter changes; vLLM's field."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

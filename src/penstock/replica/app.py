@@ -17,6 +17,7 @@ from penstock.observe import names
 from penstock.protocol.chat import ChatRequest, Role, read_chat_request
 from penstock.protocol.completions import read_completion_request
 from penstock.protocol.generation import GenerationRequest
+from penstock.replica.adapters import AdapterEndpoints
 from penstock.replica.answer import Job, answer
 from penstock.replica.model import ServedModel
 from penstock.replica.request_timeout import read_request_timeout
@@ -48,7 +49,8 @@ class Replica:
             {
                 ("POST", "/v1/chat/completions"): Endpoint(self._chat),
                 ("POST", "/v1/completions"): Endpoint(self._complete),
-                **ModelEndpoints([self._model.name], self._model.created).table(),
+                **ModelEndpoints(self._model.models).table(),
+                **AdapterEndpoints(self._model.adapters, self._limits).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
@@ -130,6 +132,8 @@ class Replica:
         yield names.ENGINE_KV_BLOCKS, ("free",), stats.num_free_blocks
         yield names.ENGINE_KV_BLOCKS, ("cached",), stats.num_cached_blocks
         yield names.ENGINE_KV_BLOCKS, ("held",), stats.num_held_blocks
+        yield names.ENGINE_LORAS, ("loaded",), len(self._model.adapters.loaded)
+        yield names.ENGINE_LORAS, ("leaving",), self._model.adapters.num_leaving
         yield names.ENGINE_STEPS, (), stats.num_steps
         yield names.ENGINE_FAILED_STEPS, (), stats.num_failed_steps
         yield names.ENGINE_STUCK_STEPS, (), self._model.service.is_stuck

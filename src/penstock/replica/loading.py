@@ -10,15 +10,18 @@ import structlog
 import torch
 
 from penstock.base.errors import CheckpointError, ConfigurationError
+from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore
+from penstock.engine.lora import read_lora
 from penstock.engine.memory import plan_memory
 from penstock.engine.native.build import load_kernels
+from penstock.engine.native.runner import NativeRunner
 from penstock.engine.native.sampler import NativeSampler
-from penstock.engine.runner import load_runner
-from penstock.engine.sampler import sample
 from penstock.engine.plan import Limits
+from penstock.engine.runner import TorchRunner, load_runner
+from penstock.engine.sampler import sample
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.sequence import Sequence
 from penstock.engine.service import EngineService
@@ -74,6 +77,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         sampler=sample if compute.kernels is None else NativeSampler(compute.kernels, threads),
     )
     _warm_up(core)
+    adapters = _load_adapters(settings, name, spec, runner)
     logger.info(
         "model loaded",
         model=name,
@@ -82,6 +86,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         compute=compute.describe(),
         device=str(compute.device),
         threads=threads,
+        adapters=len(adapters.loaded),
     )
     return ServedModel(
         name=name,
@@ -91,7 +96,22 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         defaults=defaults,
         service=EngineService(core, settings.max_sequences + settings.max_waiting),
         max_model_len=memory.max_model_len,
+        adapters=adapters,
     )
+
+
+def _load_adapters(
+    settings: EngineSettings, name: str, spec: DecoderSpec, runner: TorchRunner | NativeRunner
+) -> AdapterStore:
+    """The store of adapters for a model called `name`, with those that are to be there from the start."""
+    store = AdapterStore(
+        name,
+        lambda folder: runner.adapt(read_lora(folder, spec, settings.max_lora_rank)),
+        settings.max_loras,
+        is_open=settings.runtime_lora,
+    )
+    store.preload(settings.lora_folders)
+    return store
 
 
 def _warm_up(core: EngineCore) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from penstock.base.errors import CheckpointError, ContextLengthError, ModelNotFoundError
+from penstock.engine.adapter import Adapter
+from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
+from penstock.protocol.models import Model
 from penstock.text.template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer, read_json
 
@@ -73,6 +77,28 @@ class ServedModel:
     defaults: SamplingDefaults
     service: EngineService
     max_model_len: int
+    adapters: AdapterStore
+
+    def models(self) -> Iterator[Model]:
+        """What requests can name: the model and the adapters that are loaded."""
+        yield Model(id=self.name, created=self.created)
+        for adapter in self.adapters.loaded:
+            yield Model(id=adapter.name, created=adapter.created, parent=self.name)
+
+    def find(self, name: str) -> Adapter | None:
+        """The adapter of that name; None for the model itself.
+
+        Raises:
+            ModelNotFoundError: `name` is neither this model's nor an adapter's.
+        """
+        if name == self.name:
+            return None
+        if (adapter := self.adapters.get(name)) is None:
+            served = ", ".join(repr(model.id) for model in self.models())
+            raise ModelNotFoundError(
+                f"there is no model {name!r} here; this replica serves {served}", param="model"
+            )
+        return adapter
 
     def check_name(self, name: str) -> None:
         """Raises ModelNotFoundError unless `name` is this model's."""
