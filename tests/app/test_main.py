@@ -67,7 +67,8 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
         model=str(tmp_path), dtype="bfloat16", device="cpu", threads=3, max_model_len=77, max_sequences=5,
         max_waiting=6, max_batch_tokens=99, block_size=8, prefix_cache=False, decode_slowdown=3.0,
         kv_cache_mb=12, step_timeout_s=0.5, quantize="int4", kv_dtype="int8", kernels="torch",
-        kernel_cache="/somewhere else",
+        kernel_cache="/somewhere else", lora_modules=["a=/x=y", "b c=z"], max_loras=3, max_lora_rank=5,
+        runtime_lora=True,
     )  # fmt: skip
     command = typer.main.get_command(app).commands["engine"]  # type: ignore[attr-defined]
     with command.make_context("engine", list(engine_arguments(settings, "org/a name"))) as context:

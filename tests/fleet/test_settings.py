@@ -44,3 +44,16 @@ def test_a_model_has_a_replica() -> None:
     """One without could never be ready."""
     with pytest.raises(ValidationError):
         ModelSettings(replicas=[])
+
+
+def test_the_engines_of_a_model_have_the_same_adapters() -> None:
+    """A request that names one may go to any of them; folders may differ."""
+    one, same, other = (
+        ReplicaSettings(engine=EngineSettings(lora_modules=modules))
+        for modules in (["a=x"], ["a=y"], ["b=x"])
+    )
+    elsewhere = ReplicaSettings(url="http://a/v1")
+    model = ModelSettings(replicas=[one, same, elsewhere], loras=["c", "a"])
+    assert model.adapter_names == ["c", "a"]
+    with pytest.raises(ValidationError, match="lora_modules of the same names"):
+        ModelSettings(replicas=[one, other])

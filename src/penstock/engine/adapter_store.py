@@ -152,7 +152,7 @@ class AdapterStore:
 def _folder(path: str) -> Path:
     try:
         folder = Path(path).expanduser()
-        if folder.is_dir():
+        if path and folder.is_dir():  # an empty one would be the current folder
             return folder
     except (OSError, RuntimeError, ValueError):  # too long; ~nobody; a null character
         pass
