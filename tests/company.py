@@ -38,7 +38,7 @@ def requests() -> list[Sequence]:
 def join_over_time(
     core: EngineCore, rng: random.Random, strangers: int, joining: SequenceOf[Sequence] = ()
 ) -> list[Output]:
-    """The requests, or `joining`, in a random order at random steps, among strangers, some of them cancelled."""
+    """The requests, or `joining`, in a random order at random steps, among strangers, some of whom leave."""
     joining = list(joining or requests()) + [
         Sequence(
             1000 + index,
