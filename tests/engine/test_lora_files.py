@@ -95,7 +95,7 @@ def test_a_wrong_tensor_is_named(
 def test_a_tensor_too_many_is_named(name: str, adapter: Path, spec: DecoderSpec) -> None:
     """It would change the answers, and nothing is ignored."""
     edit_tensors(adapter, **{name: torch.zeros(8)})
-    with pytest.raises(CheckpointError, match=f"does not imply: {name}"):
+    with pytest.raises(CheckpointError, match=f"does not imply: '{name}'"):
         read(adapter, spec)
 
 

@@ -137,6 +137,8 @@ class AdapterStore:
                 param="lora_name",
             )
         # What replaces another needs its place only while the other's requests end.
+        if not self.max_loras:
+            raise InvalidRequestError("this engine takes no adapters: max_loras is 0", param="lora_name")
         limit = self.max_loras + (name in self._named)
         if len(self._alive) + len(self._loading) >= limit:
             leaving = (

@@ -20,6 +20,7 @@ from penstock.engine.batch import Batch
 from penstock.engine.lora_config import Part, read_parts
 from penstock.engine.spec import DecoderSpec
 from penstock.engine.weights import parameter_shapes, part_table
+from penstock.protocol.strict import shown
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of every tensor's name
@@ -135,7 +136,9 @@ class _Tensors:
                 f"{self._path} lacks {len(missing)} of {len(wanted)} tensors, among them {min(missing)}"
             )
         if extra := names - wanted:
-            raise CheckpointError(f"{self._path} holds a tensor that its config does not imply: {min(extra)}")
+            raise CheckpointError(
+                f"{self._path} holds a tensor that its config does not imply: {shown(min(extra))!r}"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from penstock.base.errors import CheckpointError
 from penstock.engine.name_patterns import first_matches
+from penstock.protocol.strict import shown
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -91,19 +92,19 @@ def _read(path: Path) -> _File:
         raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
     config = _DECODER.decode(text)
     if config.peft_type != "LORA":
-        raise ValueError(f"peft_type {config.peft_type!r} is not supported, only LORA is")
+        raise ValueError(f"peft_type {shown(config.peft_type)!r} is not supported, only LORA is")
     if config.bias != "none":
-        raise ValueError(f"bias {config.bias!r} is not supported, only 'none' is")
+        raise ValueError(f"bias {shown(config.bias)!r} is not supported, only 'none' is")
     if config.task_type not in (None, "CAUSAL_LM"):
-        raise ValueError(f"task_type {config.task_type!r} is not supported, only CAUSAL_LM is")
+        raise ValueError(f"task_type {shown(config.task_type)!r} is not supported")
     if config.init_lora_weights not in _PURE_BEGINNINGS:
         raise ValueError(
-            f"init_lora_weights {config.init_lora_weights!r} changes the base model too, which is not "
+            f"init_lora_weights {shown(repr(config.init_lora_weights))} changes the base model too, which is not "
             "supported; save the adapter with peft's path_initial_model_for_weight_conversion"
         )
     for key, value in msgspec.json.decode(text).items():
         if key not in _KNOWN and value:
-            raise ValueError(f"{key} is set, which is not supported")
+            raise ValueError(f"{shown(key)!r} is set, which is not supported")
     return config
 
 
@@ -136,7 +137,7 @@ def _targets(config: _File, modules: Sequence[str]) -> list[str]:
         return [name for name in left if name in chosen]
     patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
     if patterns and not {"layers", "model.layers"} & set(patterns):
-        raise ValueError(f"layers_pattern {patterns!r} does not name this model's layers")
+        raise ValueError(f"layers_pattern {shown(repr(patterns))} does not name this model's layers")
     layers = config.layers_to_transform
     numbers = {layers} if isinstance(layers, int) else set(layers or ())
     return [name for name in left if name in chosen and (name in wanted or _layer(name) in numbers)]

@@ -94,14 +94,14 @@ void Weight::product(Pool& pool, const Activations& from, float* out, int64_t ou
     for (int64_t panel = chunk * grain; panel < std::min((chunk + 1) * grain, panels()); ++panel) {
       for (int64_t t = 0; t < from.tiles(); ++t) {
         tile(panel, from, t, tile_out);
-        finish(panel, tile_out, from.tile_start(t), from.tile_height(t), out, out_stride, into, adaptation);
+        if (adaptation) adaptation->add(panel, from.tile_start(t), from.tile_height(t), tile_out);
+        finish(panel, tile_out, from.tile_height(t), out + from.tile_start(t) * out_stride, out_stride, into);
       }
     }
   });
 }
 
-void Weight::finish(int64_t panel, float* tile, int64_t start, int count, float* out, int64_t out_stride, Into into,
-                    const Adaptation* adaptation) const {
+void Weight::finish(int64_t panel, float* tile, int count, float* out, int64_t out_stride, Into into) const {
   const int64_t column = panel * kPanel;
   const __mmask16 first = first_lanes(n - column);
   const __mmask16 second = first_lanes(std::max<int64_t>(n - column - kLanes, 0));
@@ -112,8 +112,7 @@ void Weight::finish(int64_t panel, float* tile, int64_t start, int count, float*
       y0 = _mm512_add_ps(y0, bias0);
       y1 = _mm512_add_ps(y1, bias1);
     }
-    if (adaptation) adaptation->add(start + r, panel, y0, y1);
-    float* to = out + (start + r) * out_stride;
+    float* to = out + r * out_stride;
     if (into == Into::kSiluMul) {
       const __mmask16 lanes = first_lanes(n / 2 - column / 2);
       _mm512_mask_storeu_ps(to + column / 2, lanes, _mm512_mul_ps(silu(y0), y1));

@@ -94,9 +94,7 @@ class Weight {
  private:
   // Takes row i; false if it has a value that the format cannot hold. Rows are packed by several threads.
   virtual bool pack_row(int64_t i, const float* row) = 0;
-  // Takes `count` rows of a product from `start` on to where they belong.
-  void finish(int64_t panel, float* tile, int64_t start, int count, float* out, int64_t out_stride, Into into,
-              const Adaptation* adaptation) const;
+  void finish(int64_t panel, float* tile, int count, float* out, int64_t out_stride, Into into) const;
 
   Buffer<float> bias_;
   bool has_bias_ = false;

@@ -21,26 +21,27 @@ class LowRank {
   // `a` is (rank, inputs), `b` (outputs, rank), in the order of the weight's outputs.
   LowRank(int64_t outputs, int64_t inputs, int64_t rank, const float* a, const float* b);
 
+  static constexpr int kRows = 4;  // taken at once, so that a value that was read is used for each
   const int64_t outputs, inputs, rank;
   int64_t rank_strips() const { return ceil_div(rank, kLanes); }
-  // inner[0 .. 16) = ranks 16 s .. 16 s + 15 of A times a row, normed where `norm` is given; `inner` is aligned.
-  void reduce(int64_t s, const float* x, const float* norm, float rms, float* inner) const;
-  // y + what B makes of `inner` for outputs 16 s .. 16 s + 15.
-  __m512 expand(int64_t s, const float* inner, __m512 y) const {
-    const Strip& strip = strips_[s];
-    const float* b = b_.data() + strip.at;
-    __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (int64_t r = 0; r < strip.count; ++r, b += kLanes) {
-      sums[r & 1] = _mm512_fmadd_ps(_mm512_load_ps(b), _mm512_set1_ps(inner[strip.first + r]), sums[r & 1]);
-    }
-    return _mm512_add_ps(y, _mm512_add_ps(sums[0], sums[1]));
-  }
+  // For `count` rows, at most kRows: inner[i * stride + 0 .. 16) = ranks 16 s .. 16 s + 15 of A times row i, normed
+  // where `norm` is given.
+  void reduce(int64_t s, int count, const float* const* rows, const float* norm, const float* rms, float* inner,
+              int64_t stride) const;
+  // Adds to y[i * kPanel + 0 .. 16) what B makes of `inner` for outputs 16 s .. 16 s + 15 of row i.
+  void expand(int64_t s, int count, const float* inner, int64_t stride, float* y) const;
   int64_t bytes() const { return a_.bytes() + b_.bytes(); }
 
  private:
   struct Strip {
     int64_t first = 0, count = 0, at = 0;
   };
+  template <int R>
+  void reduce_rows(int64_t s, const float* const* rows, const float* norm, const float* rms, float* inner,
+                   int64_t stride) const;
+  template <int R>
+  void expand_rows(const Strip& strip, const float* inner, int64_t stride, float* y) const;
+
   Buffer<float> a_;  // [rank strip][inputs][16 ranks]
   Buffer<float> b_;  // [strip][rank of it][16 outputs]
   std::vector<Strip> strips_;
@@ -67,42 +68,46 @@ class Adaptation {
   const Adaptation* reduce(Pool& pool, int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product,
                            const float* norm, float eps, RowAt&& row_at) {
     if (!select(index, product)) return nullptr;
-    const auto rows = static_cast<int64_t>(adapted_.size());
-    const int64_t tasks = rows * strips_, grain = std::clamp<int64_t>(tasks / (4 * pool.threads()), 1, kLongestGrain);
-    pool.run(ceil_div(tasks, grain), [&](int64_t chunk) {
-      for (int64_t task = chunk * grain; task < std::min((chunk + 1) * grain, tasks); ++task) {
-        const int64_t row = adapted_[task % rows].row, s = task / rows;  // one strip of A for many rows
-        const LowRank* low_rank = selected_[row];
-        if (low_rank == nullptr || s >= low_rank->rank_strips()) continue;
-        const float* x = row_at(row);
-        const float rms = norm ? inverse_rms(x, low_rank->inputs, eps) : 1.0f;
-        low_rank->reduce(s, x, norm, rms, inner_.data() + (row * strips_ + s) * kLanes);
+    const auto groups = static_cast<int64_t>(groups_.size());
+    pool.run(groups * strips_, [&](int64_t task) {
+      const Group& group = groups_[task % groups];  // one strip of A for many rows
+      const int64_t s = task / groups;
+      const LowRank& low_rank = *selected_[group.row];
+      if (s >= low_rank.rank_strips()) return;
+      const float* rows[LowRank::kRows];
+      float rms[LowRank::kRows];
+      for (int i = 0; i < group.count; ++i) {
+        rows[i] = row_at(group.row + i);
+        rms[i] = norm ? inverse_rms(rows[i], low_rank.inputs, eps) : 1.0f;
       }
+      low_rank.reduce(s, group.count, rows, norm, rms, inner(group.row) + s * kLanes, stride());
     });
     return this;
   }
 
-  // Adds to outputs 32 panel .. 32 panel + 31 of a row.
-  void add(int64_t row, int64_t panel, __m512& y0, __m512& y1) const {
-    const LowRank* low_rank = selected_[row];
-    if (low_rank == nullptr) return;
-    const float* inner = inner_.data() + row * strips_ * kLanes;
-    y0 = low_rank->expand(2 * panel, inner, y0);
-    y1 = low_rank->expand(2 * panel + 1, inner, y1);
-  }
+  // Adds to outputs 32 panel .. 32 panel + 31 of `count` rows from `start` on, which lie in `tile` row by row.
+  void add(int64_t panel, int64_t start, int count, float* tile) const;
 
  private:
-  static constexpr int64_t kLongestGrain = 8;  // see decoder.cpp's kRowGrain
   struct Row {
     int64_t row;
     const Adapter* adapter;
   };
+  struct Group {
+    int64_t row;
+    int count;
+  };
+  // How many of the rows from `row` on, below `end` and at most LowRank::kRows, have the same matrices.
+  int alike(int64_t row, int64_t end) const;
+  int64_t stride() const { return strips_ * kLanes; }
+  float* inner(int64_t row) { return inner_.data() + row * stride(); }
   bool select(int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product);
 
-  std::vector<Row> adapted_;               // rows with an adapter
-  std::vector<const LowRank*> selected_;   // of every row, for the product at hand
-  int64_t strips_ = 0;                     // of 16 ranks, of the largest among them
-  Buffer<float> inner_;                    // [row][strips_][16]
+  std::vector<Row> adapted_;              // rows with an adapter
+  std::vector<const LowRank*> selected_;  // of every row, for the product at hand
+  std::vector<Group> groups_;             // of rows that have the same
+  int64_t strips_ = 0;                    // of 16 ranks, of the largest among them
+  Buffer<float> inner_;                   // [row][strips_][16]
 };
 
 }  // namespace penstock
