@@ -60,10 +60,12 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<
 }
 
 template <class RowAt>
-void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at) {
+void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at, int64_t num_reductions) {
   activations_.shape(rows, to.k, to.form());
-  // A tile belongs to one thread: its rows share cache lines.
-  pool_.run(activations_.tiles(), [&](int64_t t) {
+  const int64_t tiles = activations_.tiles();
+  pool_.run(tiles + num_reductions, [&](int64_t t) {
+    if (t >= tiles) return adaptation_.reduce(t - tiles, norm, shape_.eps, row_at);
+    // A tile belongs to one thread: its rows share cache lines.
     for (int64_t i = activations_.tile_start(t); i < activations_.tile_start(t + 1); ++i) {
       to.prepare(activations_, i, row_at(i), norm, shape_.eps);
     }
@@ -75,9 +77,9 @@ void Decoder::multiply(int64_t index, std::shared_ptr<Weight> Layer::*weight,
                        std::shared_ptr<LowRank> Adapter::Layer::*added, int64_t rows, const float* norm, RowAt&& row_at,
                        float* out, int64_t out_stride, Into into) {
   const Weight& by = *(layers_[index].*weight);
-  prepare(by, rows, norm, row_at);
-  const Adaptation* adaptation = adaptation_.reduce(pool_, index, added, norm, shape_.eps, row_at);
-  by.product(pool_, activations_, out, out_stride, into, adaptation);
+  const int64_t num_reductions = adaptation_.select(index, added);
+  prepare(by, rows, norm, row_at, num_reductions);
+  by.product(pool_, activations_, out, out_stride, into, num_reductions ? &adaptation_ : nullptr);
 }
 
 void Decoder::step(const int32_t* tokens, const Batch& batch, const std::vector<const Adapter*>& adapters,

@@ -52,8 +52,9 @@ class Decoder {
 
  private:
   void reserve(int64_t tokens);
+  // Prepares the rows of a product, and in the same run does as many tasks of adapters.
   template <class RowAt>
-  void prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at);
+  void prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at, int64_t num_reductions = 0);
   // One product of layer `index` for all rows of the step, adapters included.
   template <class RowAt>
   void multiply(int64_t index, std::shared_ptr<Weight> Layer::*weight, std::shared_ptr<LowRank> Adapter::Layer::*added,

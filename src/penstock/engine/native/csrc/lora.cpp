@@ -145,14 +145,14 @@ void Adaptation::begin(const Batch& batch, const std::vector<const Adapter*>& ad
   if (!adapted_.empty()) selected_.assign(batch.tokens, nullptr);
 }
 
-bool Adaptation::select(int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product) {
+int64_t Adaptation::select(int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product) {
   strips_ = 0;
   for (const Row& row : adapted_) {
     const LowRank* low_rank = (row.adapter->layers[index].*product).get();
     selected_[row.row] = low_rank;
     if (low_rank != nullptr) strips_ = std::max(strips_, low_rank->rank_strips());
   }
-  if (strips_ == 0) return false;
+  if (strips_ == 0) return 0;
   groups_.clear();
   const auto rows = static_cast<int64_t>(selected_.size());
   for (int64_t row = 0; row < rows;) {
@@ -161,7 +161,7 @@ bool Adaptation::select(int64_t index, std::shared_ptr<LowRank> Adapter::Layer::
     row += count;
   }
   inner_.reserve(static_cast<int64_t>(selected_.size()) * strips_ * kLanes);
-  return true;
+  return static_cast<int64_t>(groups_.size()) * strips_;
 }
 
 int Adaptation::alike(int64_t row, int64_t end) const {

@@ -62,27 +62,25 @@ class Adaptation {
   // `adapters` is one a sequence, null for none; they outlive the step.
   void begin(const Batch& batch, const std::vector<const Adapter*>& adapters);
 
-  // Prepares what `product` of layer `index` adds to rows `row_at(i)`, normed as the weight's own are; gives this
-  // or, where no row of the step has anything to add, null.
+  // Turns to one product of layer `index`. Gives how many tasks of `reduce` it takes; 0: there is nothing to add.
+  int64_t select(int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product);
+
+  // Task `task` of those that make of rows `row_at(i)`, normed as the weight's own are, what `add` needs; in any
+  // order, on any threads.
   template <class RowAt>
-  const Adaptation* reduce(Pool& pool, int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product,
-                           const float* norm, float eps, RowAt&& row_at) {
-    if (!select(index, product)) return nullptr;
+  void reduce(int64_t task, const float* norm, float eps, RowAt&& row_at) {
     const auto groups = static_cast<int64_t>(groups_.size());
-    pool.run(groups * strips_, [&](int64_t task) {
-      const Group& group = groups_[task % groups];  // one strip of A for many rows
-      const int64_t s = task / groups;
-      const LowRank& low_rank = *selected_[group.row];
-      if (s >= low_rank.rank_strips()) return;
-      const float* rows[LowRank::kRows];
-      float rms[LowRank::kRows];
-      for (int i = 0; i < group.count; ++i) {
-        rows[i] = row_at(group.row + i);
-        rms[i] = norm ? inverse_rms(rows[i], low_rank.inputs, eps) : 1.0f;
-      }
-      low_rank.reduce(s, group.count, rows, norm, rms, inner(group.row) + s * kLanes, stride());
-    });
-    return this;
+    const Group& group = groups_[task % groups];  // one strip of A for many rows
+    const int64_t s = task / groups;
+    const LowRank& low_rank = *selected_[group.row];
+    if (s >= low_rank.rank_strips()) return;
+    const float* rows[LowRank::kRows];
+    float rms[LowRank::kRows];
+    for (int i = 0; i < group.count; ++i) {
+      rows[i] = row_at(group.row + i);
+      rms[i] = norm ? inverse_rms(rows[i], low_rank.inputs, eps) : 1.0f;
+    }
+    low_rank.reduce(s, group.count, rows, norm, rms, inner_.data() + group.row * stride() + s * kLanes, stride());
   }
 
   // Adds to outputs 32 panel .. 32 panel + 31 of `count` rows from `start` on, which lie in `tile` row by row.
@@ -100,8 +98,6 @@ class Adaptation {
   // How many of the rows from `row` on, below `end` and at most LowRank::kRows, have the same matrices.
   int alike(int64_t row, int64_t end) const;
   int64_t stride() const { return strips_ * kLanes; }
-  float* inner(int64_t row) { return inner_.data() + row * stride(); }
-  bool select(int64_t index, std::shared_ptr<LowRank> Adapter::Layer::*product);
 
   std::vector<Row> adapted_;              // rows with an adapter
   std::vector<const LowRank*> selected_;  // of every row, for the product at hand
