@@ -99,8 +99,8 @@ def _read(path: Path) -> _File:
         raise ValueError(f"task_type {shown(config.task_type)!r} is not supported")
     if config.init_lora_weights not in _PURE_BEGINNINGS:
         raise ValueError(
-            f"init_lora_weights {shown(repr(config.init_lora_weights))} changes the base model too, which is not "
-            "supported; save the adapter with peft's path_initial_model_for_weight_conversion"
+            f"init_lora_weights {shown(repr(config.init_lora_weights))} changes the base model too, which "
+            "is not supported; save the adapter with peft's path_initial_model_for_weight_conversion"
         )
     for key, value in msgspec.json.decode(text).items():
         if key not in _KNOWN and value:
