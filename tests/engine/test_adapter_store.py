@@ -96,7 +96,7 @@ async def test_a_name_is_given_once(folder: str) -> None:
     second = await adapters.load("a", folder, is_replacing=True)
     assert adapters.get("a") is second is not first
     assert adapters.num_leaving == 1
-    with pytest.raises(InvalidRequestError, match="1 of which wait for their last requests"):
+    with pytest.raises(CapacityError, match="1 wait for their last requests"):
         await adapters.load("a", folder, is_replacing=True)
     del first
     gc.collect()
@@ -119,16 +119,20 @@ async def test_the_bound_counts_what_is_being_loaded_and_what_leaves(folder: str
         assert await asyncio.to_thread(begun.wait, LIMIT_S)
         with pytest.raises(InvalidRequestError, match="'a' is being loaded"):
             await adapters.load("a", folder, is_replacing=True)
-        with pytest.raises(InvalidRequestError, match="max_loras is 1"):
+        with pytest.raises(CapacityError, match="1 are being loaded"):
             await adapters.load("b", folder)
         allowed.set()
     used = first.result()
     adapters.unload("a")
-    with pytest.raises(InvalidRequestError, match="1 of which wait"):
+    with pytest.raises(CapacityError, match="1 wait for their last requests"):
         await adapters.load("b", folder)
     del used, first
     gc.collect()
     assert await adapters.load("b", folder)
+    with pytest.raises(InvalidRequestError, match="1 adapters are loaded and max_loras is 1"):
+        await adapters.load("c", folder)
+    with pytest.raises(InvalidRequestError, match="takes no adapters"):
+        await store(max_loras=0).load("a", folder)
 
 
 def test_what_is_preloaded_must_load(tmp_path: Path, folder: str) -> None:
@@ -143,7 +147,7 @@ def test_what_is_preloaded_must_load(tmp_path: Path, folder: str) -> None:
         {"a": "/nonesuch"},
         dict.fromkeys("abc", folder),
     ):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match="lora_modules '[a-z]+': "):
             store().preload(names)
 
 
@@ -164,7 +168,7 @@ class _Traffic(RuleBasedStateMachine):
         fits = num_alive < 3 + (name in self.named)
         try:
             number = asyncio.run(self.store.load(name, "/", is_replacing=is_replacing)).number
-        except InvalidRequestError:
+        except (InvalidRequestError, CapacityError):
             assert not (is_free and fits)
         else:
             assert is_free

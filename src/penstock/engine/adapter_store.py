@@ -28,6 +28,8 @@ from penstock.protocol.generation import MAX_NAME_LENGTH
 from penstock.protocol.strict import shown
 
 logger = logging.getLogger(__name__)
+# When to ask again for a place that is about to become free.
+RETRY_AFTER_S = 1
 
 
 class AdapterStore:
@@ -74,16 +76,17 @@ class AdapterStore:
         for name, folder in folders.items():
             try:
                 self._refuse(name, is_replacing=False)
-            except ClientError as error:
-                raise CheckpointError(f"lora_modules: {error.message}", param="lora_modules") from error
-            self._keep(name, folder, self._read(_folder(folder)))
+                self._keep(name, folder, self._read(_folder(folder)))
+            except (ClientError, CheckpointError) as error:
+                where = f"lora_modules {shown(name)!r}"
+                raise CheckpointError(f"{where}: {error.message}", param="lora_modules") from error
 
     async def load(self, name: str, folder: str, *, is_replacing: bool = False) -> Adapter:
         """Reads the adapter in a folder and gives it a name; `is_replacing` allows one that is taken.
 
         Raises:
-            InvalidRequestError: the name or the files are no good, or there are `max_loras` of them.
-            CapacityError: there is no memory for it.
+            InvalidRequestError: the name or the files are no good, or `max_loras` adapters are loaded.
+            CapacityError: there is no memory for it, or no place until others are loaded or have left.
         """
         self._refuse(name, is_replacing=is_replacing)
         self._loading.add(name)
@@ -140,14 +143,18 @@ class AdapterStore:
         if not self.max_loras:
             raise InvalidRequestError("this engine takes no adapters: max_loras is 0", param="lora_name")
         limit = self.max_loras + (name in self._named)
-        if len(self._alive) + len(self._loading) >= limit:
-            leaving = (
-                f", {self.num_leaving} of which wait for their last requests" if self.num_leaving else ""
-            )
+        if len(self._named) >= limit:
             raise InvalidRequestError(
-                f"there are {len(self._alive) + len(self._loading)} adapters{leaving}, and max_loras is "
-                f"{self.max_loras}; unload one first",
+                f"{len(self._named)} adapters are loaded and max_loras is {self.max_loras}; unload one first",
                 param="lora_name",
+            )
+        if len(self._alive) + len(self._loading) >= limit:
+            raise CapacityError(
+                f"max_loras is {self.max_loras}; beside the {len(self._named)} adapters loaded, "
+                f"{len(self._loading)} are being loaded and {self.num_leaving} wait for their last requests "
+                "to end; try again later",
+                param="lora_name",
+                retry_after_s=RETRY_AFTER_S,
             )
 
 

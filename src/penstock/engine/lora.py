@@ -121,11 +121,11 @@ class _Tensors:
         self._file: Any
 
     def __enter__(self) -> _Tensors:
-        if not self._path.is_file():
-            raise CheckpointError(
-                f"{self._path.parent} lacks {self._path.name} (only safetensors adapters are supported)"
-            )
         try:
+            if not self._path.is_file():
+                raise CheckpointError(
+                    f"{self._path.parent} lacks {self._path.name} (only safetensors adapters are supported)"
+                )
             self._file = safe_open(self._path, framework="pt")
             names = set(self._file.keys())
         except (SafetensorError, OSError) as error:
