@@ -147,7 +147,7 @@ def test_what_is_preloaded_must_load(tmp_path: Path, folder: str) -> None:
         {"a": "/nonesuch"},
         dict.fromkeys("abc", folder),
     ):
-        with pytest.raises(CheckpointError, match="lora_modules '[a-z]+': "):
+        with pytest.raises(CheckpointError, match=r"lora_modules '[a-z]+': "):
             store().preload(names)
 
 
