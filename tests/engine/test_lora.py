@@ -152,6 +152,20 @@ def test_requests_with_different_adapters_share_a_step(
     )
 
 
+@needs_kernels
+@pytest.mark.parametrize("weights", FORMATS)
+def test_the_number_of_threads_changes_no_bit(
+    weights: str, written: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Which thread takes which rows and ranks is chance."""
+    directory, oracle = written("qwen3")
+    memory = plan_for(directory, kernels="native", num_blocks=64, block_size=16, **FORMATS[weights])
+    runners = [load_runner(directory, memory, threads) for threads in (1, 3)]
+    asked = mixture(oracle, runners[0], directory, tmp_path)
+    one, three = (logits_of(runner, *asked) for runner in runners)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+
+
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("zero", ["A", "B"])
