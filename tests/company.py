@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as SequenceOf
 
 import torch
 
@@ -34,9 +35,11 @@ def requests() -> list[Sequence]:
     ]
 
 
-def join_over_time(core: EngineCore, rng: random.Random, strangers: int) -> list[Output]:
-    """The requests in a random order at random steps, among strangers some of which are cancelled."""
-    joining = requests() + [
+def join_over_time(
+    core: EngineCore, rng: random.Random, strangers: int, joining: SequenceOf[Sequence] = ()
+) -> list[Output]:
+    """The requests, or `joining`, in a random order at random steps, among strangers, some of whom leave."""
+    joining = list(joining or requests()) + [
         Sequence(
             1000 + index,
             [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 60))],

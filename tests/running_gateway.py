@@ -38,9 +38,10 @@ async def running_gateway(
     limits: HttpLimits | None = None,
     *,
     first_checks_s: float = LIMIT_S,
+    loras: Mapping[str, list[str]] | None = None,
     **upstream: float,
 ) -> AsyncIterator[RunningGateway]:
-    """Serves models by the ports of their replicas.
+    """Serves models by the ports of their replicas, `loras` by their models.
 
     Health is checked once, before the first request, unless an interval is given.
     """
@@ -50,7 +51,8 @@ async def running_gateway(
             name: ModelSettings(
                 replicas=[
                     ReplicaSettings(url=f"http://127.0.0.1:{port}/v1", kind="penstock") for port in ports
-                ]
+                ],
+                loras=(loras or {}).get(name, []),
             )
             for name, ports in models.items()
         },

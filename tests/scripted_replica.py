@@ -20,6 +20,8 @@ from asgi_call import GUARD_S, Answer, Call
 from byte_tokenizer import CHATML, IM_END, MERGES, byte_level, write_tokenizer
 from penstock.asgi.drain import Drain
 from penstock.asgi.settings import HttpLimits
+from penstock.engine.adapter import Adapter
+from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.compute import Compute
 from penstock.engine.core import EngineCore
 from penstock.engine.memory import MemoryPlan
@@ -52,6 +54,7 @@ class ScriptedForward:
         self._tokenizer = tokenizer
         self.ran: list[list[int]] = []
         self.sampling: dict[int, SamplingParams] = {}
+        self.adapters: dict[int, Adapter | None] = {}
         self._begun = threading.Semaphore(0)
         self._allowed = threading.Semaphore(0)
         self._is_held = False
@@ -89,6 +92,7 @@ class ScriptedForward:
         rows = []
         for sequence in (chunk.sequence for chunk in plan.sampling_chunks):
             self.sampling[sequence.id] = sequence.sampling
+            self.adapters[sequence.id] = sequence.adapter
             prompt = self._tokenizer.decode(sequence.tokens[: sequence.num_prompt_tokens])
             script = self._script(prompt)
             token = script[sequence.num_generated] if sequence.num_generated < len(script) else ord("!")
@@ -184,6 +188,7 @@ async def replica(
     limits: HttpLimits | None = None,
     kind: type[Tokenizer] = Tokenizer,
     clock: Callable[[], float] = time.perf_counter,
+    adapters: AdapterStore | None = None,
 ) -> AsyncIterator[Desk]:
     """Serves; in the end every request must have ended once and every block be free."""
     tokenizer = kind(directory)
@@ -202,6 +207,7 @@ async def replica(
         max_model_len=max_model_len,
         memory=MemoryPlan(COMPUTE, num_blocks, BLOCK_SIZE, max_model_len, 0, 1, 0),
         vocab_size=tokenizer.vocab_size,
+        adapters=adapters or AdapterStore(MODEL, lambda folder: folder, max_loras=0),
     )
     desk = Desk(model, forward, limits or HttpLimits())
     model.service.start()

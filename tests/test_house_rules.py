@@ -37,10 +37,14 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 # Modules of the engine that plan without tensors, so that planning is tested without a model.
 TORCH_FREE = (
+    "engine/adapter.py",
+    "engine/adapter_store.py",
     "engine/block_tables.py",
     "engine/blocks.py",
     "engine/encoder_queue.py",
     "engine/encoder_spec.py",
+    "engine/lora_config.py",
+    "engine/name_patterns.py",
     "engine/pacing.py",
     "engine/penalties.py",
     "engine/plan.py",

@@ -87,3 +87,18 @@ def write_checkpoint(case: Case, directory: Path, seed: int = 0) -> Any:
             parameter.add_(torch.randn_like(parameter) * 0.08)
     model.save_pretrained(directory, max_shard_size=case.shard_size)
     return model
+
+
+def generated_by_transformers(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
+    """The oracle's continuation, end tokens not heeded."""
+    ids = torch.tensor([prompt])
+    model.generation_config.eos_token_id = None
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens

@@ -155,6 +155,25 @@ def test_any_other_name_of_a_model_is_taken(name: str) -> None:
     assert list(load_config(None, models).models) == [name]
 
 
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        ("[m]", "'m' of 'm' has a name that is taken"),
+        ("[n]", "'n' of 'm' has a name that is taken"),
+        ("[other]", "has a name that is taken"),
+        ('[""]', "1 to 256 printable characters"),
+        ('["a\\nb"]', "1 to 256 printable characters"),
+    ],
+)
+def test_an_adapters_name_must_lead_to_one_model(tmp_path: Path, adapters: str, message: str) -> None:
+    """Among all models and all their adapters."""
+    path = tmp_path / "c.yaml"
+    url = "replicas: [{url: 'http://a/v1'}]"
+    path.write_text(f"models: {{m: {{{url}, loras: {adapters}}}, n: {{{url}, loras: [other]}}}}")
+    with pytest.raises(ConfigurationError, match=message):
+        load_config(path)
+
+
 def test_several_variables_build_one_tree(environment: pytest.MonkeyPatch) -> None:
     """Two models by two variables are two models."""
     environment.setenv("PENSTOCK__MODELS__A__REPLICAS", "[{url: http://a/v1}]")

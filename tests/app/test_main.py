@@ -70,6 +70,8 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
         kv_cache_mb=12, step_timeout_s=0.5, quantize="int4", kv_dtype="int8", kernels="torch",
         kernel_cache="/somewhere else", deterministic=True, tool_format="hermes", reasoning="none",
         kv_snapshot="/somewhere/kv", kv_snapshot_mb=7, kv_transfer=True,
+        lora_modules=["a=/x=y", "b c=z"], max_loras=3, max_lora_rank=5,
+        runtime_lora=True,
     )  # fmt: skip
     command = typer.main.get_command(app).commands["engine"]  # type: ignore[attr-defined]
     with command.make_context("engine", list(engine_arguments(settings, "org/a name"))) as context:

@@ -128,7 +128,7 @@ def test_idle_means_that_nobody_has_anything() -> None:
     compute(tables, one, 6)
     tables.release(one)
     assert tables.is_idle
-    tables.cache.lock(tables.cache.match("", [1] * 5))
+    tables.cache.lock(tables.cache.match(one.cache_root, [1] * 5))
     assert not tables.is_idle
     tables.reset()
     assert tables.is_idle

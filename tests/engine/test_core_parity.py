@@ -10,7 +10,7 @@ import torch
 
 from native_kernels import kernels_here
 from penstock.engine.sequence import Sequence
-from tiny_checkpoints import CASES, Case
+from tiny_checkpoints import CASES, Case, generated_by_transformers
 from tiny_engine import build_core, greedy, new_tokens, run_to_end
 
 # Of every family one checkpoint is asked at length, the others in brief: prompts and new tokens.
@@ -23,21 +23,6 @@ def prompts(vocab_size: int, count: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(11)
     lengths = [1, 47, 5, 18, *torch.randint(1, 48, (count,), generator=generator).tolist()][:count]
     return [torch.randint(2, vocab_size, (length,), generator=generator).tolist() for length in lengths]
-
-
-def generated_by_transformers(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
-    """The oracle's continuation, end tokens not heeded."""
-    ids = torch.tensor([prompt])
-    model.generation_config.eos_token_id = None
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        pad_token_id=0,
-    )
-    tokens: list[int] = out[0, len(prompt) :].tolist()
-    return tokens
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

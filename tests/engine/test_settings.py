@@ -42,3 +42,22 @@ def test_a_slowdown_that_leaves_no_time_for_prompts_is_refused(value: float) -> 
 def test_every_key_has_a_description() -> None:
     """The docs are made of them."""
     assert all(field.description for field in EngineSettings.model_fields.values())
+
+
+@pytest.mark.parametrize("module", ["a", "=b", "a=", "", "="])
+def test_an_adapter_has_a_name_and_a_folder(module: str) -> None:
+    """The first equals sign is between them."""
+    with pytest.raises(ValidationError, match="not of the form name=folder"):
+        EngineSettings(lora_modules=[module])
+    settings = EngineSettings(lora_modules=["a=/x=y", "b c= z"])
+    assert settings.lora_folders == {"a": "/x=y", "b c": " z"}
+
+
+def test_adapters_fit_together() -> None:
+    """Each name once, no more than there is room for, and strings."""
+    with pytest.raises(ValidationError, match="'a' is there twice"):
+        EngineSettings(lora_modules=["a=b", "a=c"])
+    with pytest.raises(ValidationError, match="has 2 adapters and max_loras is 1"):
+        EngineSettings(lora_modules=["a=b", "b=c"], max_loras=1)
+    with pytest.raises(ValidationError, match="lora_modules"):
+        EngineSettings(lora_modules={"a": "b"})

@@ -36,3 +36,13 @@ def test_a_snapshot_does_not_change() -> None:
     snapshot = build_snapshot({}, 0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         snapshot.created = 1  # type: ignore[misc]
+
+
+def test_a_snapshot_knows_whose_adapters_are_whose() -> None:
+    """As a snapshot of settings whose engines have been started names them."""
+    replicas = [ReplicaSettings(url="http://a/v1")]
+    models = {
+        "m": ModelSettings(replicas=replicas, loras=["b"]),
+        "n": ModelSettings(replicas=replicas, loras=["c", "d"]),
+    }
+    assert build_snapshot(models, 0).parents == {"b": "m", "c": "n", "d": "n"}

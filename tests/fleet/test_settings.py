@@ -77,3 +77,16 @@ def test_no_bound_is_the_default() -> None:
     """And the least one holds a process."""
     assert EnginesSettings().memory_mb == EnginesSettings().idle_s == 0
     assert EnginesSettings(memory_mb=MIN_MEMORY_MB).memory_mb == MIN_MEMORY_MB
+
+
+def test_the_engines_of_a_model_have_the_same_adapters() -> None:
+    """A request that names one may go to any of them; folders may differ."""
+    one, same, other = (
+        ReplicaSettings(engine=EngineSettings(lora_modules=modules))
+        for modules in (["a=x"], ["a=y"], ["b=x"])
+    )
+    elsewhere = ReplicaSettings(url="http://a/v1")
+    model = ModelSettings(replicas=[one, same, elsewhere], loras=["c", "a"])
+    assert model.adapter_names == ["c", "a"]
+    with pytest.raises(ValidationError, match="lora_modules of the same names"):
+        ModelSettings(replicas=[one, other])

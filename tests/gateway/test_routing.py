@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -99,6 +100,29 @@ async def test_equally_busy_replicas_take_turns() -> None:
             assert (await client.ask(CHAT, BODY)).status == 200
         asked = [[len(peer.requests) for peer in replica.peers] for replica in (first, second)]
         assert asked == [[1, 3], [1, 3]]
+
+
+async def test_an_adapters_name_leads_to_its_models_replicas() -> None:
+    """Which get the request as it came; the list says whose it is, readiness knows models only."""
+    body = b'{"model": "sql", "messages": []}'
+    async with (
+        ScriptedUpstream(healthy, answering(whole(b"{}"))) as replica,
+        ScriptedUpstream(healthy, answering(whole(b"{}"))) as other,
+        running_gateway({"m": [replica.port], "n": [other.port]}, loras={"m": ["sql"]}) as gateway,
+        raw_client(gateway.port) as client,
+    ):
+        assert (await client.ask(CHAT, body)).status == 200
+        assert replica.peers[-1].requests[-1].body == body
+        listed = json.loads((await client.ask("/v1/models", method="GET")).body)["data"]
+        assert [(model["id"], model.get("parent")) for model in listed] == [
+            ("m", None),
+            ("n", None),
+            ("sql", "m"),
+        ]
+        ready = json.loads((await client.ask("/readyz", method="GET")).body)
+        assert set(ready["replicas"]) == {"m", "n"}
+        answer = await client.ask(CHAT, b'{"model": "no", "messages": []}')
+        assert error_of(answer)["message"].endswith("there is: m, n, sql")
 
 
 class TestDeadReplica:

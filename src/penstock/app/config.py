@@ -71,7 +71,23 @@ class Config(BaseModel):
                 )
             if any(unicodedata.category(character) in _NO_NAME_CATEGORIES for character in name):
                 raise ValueError(f"the model's name {name!r} holds a control character")
+        _check_adapters(models)
         return models
+
+
+def _check_adapters(models: Mapping[str, ModelSettings]) -> None:
+    """Requests name adapters as they name models: each name must lead to one."""
+    owners = {name: name for name in models}
+    for name, model in models.items():
+        for adapter in model.adapter_names:
+            if not 0 < len(adapter) <= MAX_NAME_LENGTH or not adapter.isprintable():
+                raise ValueError(
+                    f"an adapter's name has 1 to {MAX_NAME_LENGTH} printable characters, "
+                    f"not {shown(adapter)!r}"
+                )
+            if adapter in owners:
+                raise ValueError(f"the adapter {adapter!r} of {name!r} has a name that is taken")
+            owners[adapter] = name
 
 
 def load_config(

@@ -35,3 +35,9 @@ KvTransfer = Annotated[bool, typer.Option(help="Serve /v1/kv/export and /v1/kv/i
 StepTimeoutS = Annotated[
     float, typer.Option(help="A step that takes longer is stuck and ends the process; 0: never.")
 ]
+LoraModules = Annotated[
+    list[str], typer.Option(help="A LoRA adapter to load, name=folder; may be given several times.")
+]
+MaxLoras = Annotated[int, typer.Option(help="LoRA adapters in memory at a time.")]
+MaxLoraRank = Annotated[int, typer.Option(help="Largest rank of a LoRA adapter.")]
+RuntimeLora = Annotated[bool, typer.Option(help="Let clients load and unload LoRA adapters.")]

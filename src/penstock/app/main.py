@@ -125,6 +125,10 @@ def engine(
     kv_snapshot: options.KvSnapshot = "",
     kv_snapshot_mb: options.KvSnapshotMb = 1024,
     kv_transfer: options.KvTransfer = False,
+    lora_modules: options.LoraModules = [],  # noqa: B006 (typer makes a new list)
+    max_loras: options.MaxLoras = 8,
+    max_lora_rank: options.MaxLoraRank = 64,
+    runtime_lora: options.RuntimeLora = False,
     step_timeout_s: options.StepTimeoutS = 300.0,
     fd: Descriptor = None,
     link: Link = None,

@@ -277,7 +277,9 @@ def _place_engines(config: Config) -> tuple[list[LocalEngine], Config]:
             listener = bind("127.0.0.1", 0)
             placed.append((name, index, engine_arguments(replica.engine, name), listener))
             replicas.append(ReplicaSettings(url=local_url(listener), kind="penstock"))
-        models[name] = model.model_copy(update={"replicas": replicas, "load": "start"})
+        models[name] = model.model_copy(
+            update={"replicas": replicas, "load": "start", "loras": model.adapter_names}
+        )
     resolved = config.model_copy(update={"models": models})
     environment = child_environment(resolved)
     engines = [
@@ -294,7 +296,12 @@ def _place_engines(config: Config) -> tuple[list[LocalEngine], Config]:
 
 def engine_arguments(settings: EngineSettings, name: str) -> tuple[str, ...]:
     """What `penstock engine` is given to run with these settings."""
-    options = [_option(field, value) for field, value in settings.model_dump().items() if field != "model"]
+    options = [
+        _option(field, one)
+        for field, value in settings.model_dump().items()
+        if field != "model"
+        for one in (value if isinstance(value, list) else [value])
+    ]
     return (f"--name={name}", *options, "--", settings.model)  # a folder's name may begin with a dash
 
 

@@ -20,27 +20,24 @@ MODEL_PREFIX = "/v1/models/"
 class ModelEndpoints:
     """Answers what is served."""
 
-    def __init__(
-        self, names: Iterable[str], created: int, describe: Callable[[Model], Model] = lambda model: model
-    ) -> None:
-        """`created` is the Unix second at which serving began; `describe` adds what is true at the moment."""
-        self._models = {name: Model(id=name, created=created) for name in sorted(names)}
-        self._describe = describe
+    def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
+        """`models` gives what is served now."""
+        self._models = models
 
     def table(self) -> dict[tuple[str, str], Endpoint]:
         """The endpoints, for an application's table."""
         return {("GET", MODELS): Endpoint(self._list), ("GET", MODEL_PREFIX): Endpoint(self._retrieve)}
 
     async def _list(self, exchange: Exchange) -> None:
-        await exchange.respond(
-            200,
-            msgspec.json.encode(ModelList(data=[self._describe(model) for model in self._models.values()])),
-        )
+        models = sorted(self._models(), key=lambda model: model.id)
+        await exchange.respond(200, msgspec.json.encode(ModelList(data=models)))
 
     async def _retrieve(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix(MODEL_PREFIX)
-        if name not in self._models:
+        models = {model.id: model for model in self._models()}
+        if name not in models:
             raise ModelNotFoundError(
-                f"there is no model {shown(name)!r} here; there is: {', '.join(self._models)}", param="model"
+                f"there is no model {shown(name)!r} here; there is: {', '.join(sorted(models))}",
+                param="model",
             )
-        await exchange.respond(200, msgspec.json.encode(self._describe(self._models[name])))
+        await exchange.respond(200, msgspec.json.encode(models[name]))

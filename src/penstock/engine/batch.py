@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.engine.adapter import Adapter
 from penstock.engine.plan import StepPlan
 
 Int32s = NDArray[np.int32]
@@ -14,7 +15,7 @@ Int32s = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The inputs of one forward pass, all int32. T tokens, S sequences, in the plan's order."""
+    """The inputs of one forward pass, arrays of int32. T tokens, S sequences, in the plan's order."""
 
     tokens: Int32s
     """(T,)"""
@@ -26,6 +27,8 @@ class Batch:
     """(S, width): the blocks of each sequence's context up to this step's last position, then zeros."""
     logit_rows: Int32s
     """(num_draws,): rows whose hidden state gives a new token."""
+    adapters: tuple[Adapter | None, ...]
+    """S: what each sequence is computed with beside the model."""
 
     def context_slots(self, sequence: int, block_size: int) -> NDArray[np.int64]:
         """(context,): where the keys and values of all positions of a sequence lie, block * size + offset."""
@@ -61,4 +64,5 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
         query_starts=query_starts,
         block_tables=block_tables,
         logit_rows=np.asarray(draws, dtype=np.int32),
+        adapters=tuple(chunk.sequence.adapter for chunk in chunks),
     )

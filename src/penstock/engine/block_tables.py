@@ -57,7 +57,7 @@ class BlockTables:
 
         False, and nothing has changed, if that would leave fewer than `reserve` blocks available.
         """
-        path = self.cache.match(sequence.cache_salt, sequence.tokens) if self.is_caching else []
+        path = self.cache.match(sequence.cache_root, sequence.tokens) if self.is_caching else []
         del path[sequence.num_shareable // self.pool.block_size :]
         fresh = self.pool.blocks_for(len(sequence.tokens)) - len(path)
         # What was found is no longer to be had once it is locked.
@@ -94,7 +94,7 @@ class BlockTables:
         for index in range(len(sequence.path), sequence.num_computed // size):
             tokens = tuple(sequence.tokens[index * size : (index + 1) * size])
             sequence.block_table[index] = self.cache.insert(
-                sequence.cache_salt, sequence.path, tokens, sequence.block_table[index]
+                sequence.cache_root, sequence.path, tokens, sequence.block_table[index]
             )
 
     def release(self, sequence: Sequence) -> None:
@@ -142,7 +142,7 @@ class BlockTables:
             assert [token for node in path for token in node.key] == sequence.tokens[: len(path) * size]
             assert len(path) * size <= sequence.num_computed <= len(table) * size
             held += table[len(path) :]
-        locked: list[tuple[str, SequenceOf[Node]]] = [(one.cache_salt, one.path) for one in sequences]
+        locked: list[tuple[str, SequenceOf[Node]]] = [(one.cache_root, one.path) for one in sequences]
         locked += [(pin.salt, pin.path) for pin in self._pins]
         self.pool.check(held, self.cache.check(locked))
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from penstock.engine.attention.reference import ReferenceAttention
 from penstock.engine.batch import Batch, build_batch
-from penstock.engine.decoder import Decoder
+from penstock.engine.decoder import Decoder, unadapted
 from penstock.engine.formats import head_format
 from penstock.engine.kv_pages import TorchPages
 from penstock.engine.linear import METHODS
+from penstock.engine.lora import Adaptation, LoraWeights, LowRank
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.native.runner import NativeRunner
 from penstock.engine.plan import StepPlan
@@ -46,8 +47,14 @@ class TorchRunner:
             torch.from_numpy(array).to(device=device, dtype=torch.int64)
             for array in (batch.tokens, batch.positions, batch.logit_rows)
         )
-        self._states = self.decoder(tokens, positions, self.attention.bind(batch))
+        adapt = Adaptation(batch, device) if any(batch.adapters) else unadapted
+        self._states = self.decoder(tokens, positions, self.attention.bind(batch), adapt)
         return self.decoder.logits(self._states[rows])
+
+    def adapt(self, weights: LoraWeights) -> LoraWeights:
+        """An adapter's weights as this runner computes with them; may be called from any thread."""
+        device = self.memory.compute.device
+        return {product: LowRank(one.a.to(device), one.b.to(device)) for product, one in weights.items()}
 
     @torch.inference_mode()
     def logits(self, start: int, end: int) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from penstock.base.errors import PenstockError
+from penstock.engine.adapter import Adapter
 from penstock.engine.penalties import PenaltyState
-from penstock.engine.prefix_cache import Node
+from penstock.engine.prefix_cache import LOCAL_SALT, Node
 from penstock.engine.prompt_lookup import Lookup
 from penstock.engine.readout import Readout
 from penstock.engine.sampling import Constraint, SamplingParams, TokenLogprobs
@@ -82,7 +83,9 @@ class Sequence:
     deadline: float = math.inf
     """When it ends with an error, finished or not."""
     cache_salt: str = ""
-    """Sequences share cached blocks only with those of the same salt."""
+    """Sequences share cached blocks only with those of the same salt and the same adapter."""
+    adapter: Adapter | None = None
+    """What it is computed with beside the model."""
     path: list[Node] = field(default_factory=list)
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when it was first admitted; None until then."""
@@ -100,6 +103,16 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens) - self.num_resumed
+
+    @property
+    def cache_root(self) -> str:
+        """Under which the prefix cache keeps its blocks: what one adapter computed is wrong for others.
+
+        Adapters have their numbers in this process only. No salt of a client's begins as theirs.
+        """
+        if self.adapter is None:
+            return self.cache_salt
+        return f"{LOCAL_SALT}{self.adapter.number}:{self.cache_salt}"
 
     @property
     def due(self) -> float:

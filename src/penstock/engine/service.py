@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 from penstock.base.errors import ContextLengthError, EngineError, InvalidRequestError, QueueFullError
+from penstock.engine.adapter import Adapter
 from penstock.engine.core import MAX_FAILED_STEPS, EngineCore, EngineStats
 from penstock.engine.readout import Readout
 from penstock.engine.retry_after import retry_after_s
@@ -48,6 +49,8 @@ class Options(TypedDict, total=False):
     num_resumed: int
     """The last tokens of the prompt that are answer: another engine has generated them."""
     readout: Readout
+    adapter: Adapter | None
+    """What it is computed with beside the model."""
 
 
 class TokenStream:

@@ -95,6 +95,18 @@ class EngineSettings(BaseModel):
         "is cached",
     )
 
+    lora_modules: list[str] = Field(
+        [],
+        description="LoRA adapters loaded at start, each as name=folder; requests name them as their model",
+    )
+    max_loras: int = Field(8, ge=0, le=1024, description="LoRA adapters in memory at a time")
+    max_lora_rank: int = Field(64, ge=1, le=4096, description="largest rank of a LoRA adapter")
+    runtime_lora: bool = Field(
+        False,
+        description="clients may load adapters from this machine's folders and unload them; only where all "
+        "who reach the API are trusted",
+    )
+
     step_timeout_s: float = Field(
         300.0,
         ge=0,
@@ -109,6 +121,32 @@ class EngineSettings(BaseModel):
         if 0 < value <= 1:
             raise ValueError("must be more than 1, which leaves no time for prompts, or 0 for no bound")
         return value
+
+    @property
+    def lora_folders(self) -> dict[str, str]:
+        """Folders of the adapters that are loaded at start, by name."""
+        return {name: folder for name, _, folder in (one.partition("=") for one in self.lora_modules)}
+
+    @field_validator("lora_modules")
+    @classmethod
+    def _name_folders(cls, modules: list[str]) -> list[str]:
+        seen = set()
+        for module in modules:
+            name, _, folder = module.partition("=")
+            if not name or not folder:
+                raise ValueError(f"{module!r} is not of the form name=folder")
+            if name in seen:
+                raise ValueError(f"the adapter's name {name!r} is there twice")
+            seen.add(name)
+        return modules
+
+    @model_validator(mode="after")
+    def _every_adapter_has_a_place(self) -> Self:
+        if len(self.lora_modules) > self.max_loras:
+            raise ValueError(
+                f"lora_modules has {len(self.lora_modules)} adapters and max_loras is {self.max_loras}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _every_sequence_has_a_row(self) -> Self:

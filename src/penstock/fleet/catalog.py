@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from penstock.fleet.settings import ModelSettings, ReplicaSettings
@@ -36,6 +36,8 @@ class Snapshot:
     """Unix seconds."""
     replicas: Mapping[str, tuple[Replica, ...]]
     """By model name."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """Model names by the names of the adapters that their replicas serve."""
 
 
 def build_snapshot(models: Mapping[str, ModelSettings], created: int) -> Snapshot:
@@ -46,6 +48,7 @@ def build_snapshot(models: Mapping[str, ModelSettings], created: int) -> Snapsho
             name: tuple(_replica(f"{name}/{index}", entry) for index, entry in enumerate(model.replicas))
             for name, model in models.items()
         },
+        {adapter: name for name, model in models.items() for adapter in model.adapter_names},
     )
 
 

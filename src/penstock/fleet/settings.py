@@ -68,6 +68,25 @@ class ModelSettings(BaseModel):
         "when a request comes, and may be unloaded",
     )
 
+    loras: list[str] = Field(
+        [], description="names of LoRA adapters that its replicas serve, beside their engines' lora_modules"
+    )
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """All names of adapters under which its replicas can be asked, each once."""
+        engines = (replica.engine for replica in self.replicas if replica.engine is not None)
+        return list(
+            dict.fromkeys([*self.loras, *(name for engine in engines for name in engine.lora_folders)])
+        )
+
+    @model_validator(mode="after")
+    def _every_engine_has_the_same_adapters(self) -> Self:
+        engines = [replica.engine for replica in self.replicas if replica.engine is not None]
+        if len({frozenset(engine.lora_folders) for engine in engines}) > 1:
+            raise ValueError("the engines of a model must have lora_modules of the same names")
+        return self
+
     @model_validator(mode="after")
     def _can_be_loaded_on_use(self) -> Self:
         if self.load == "first_use" and (len(self.replicas) != 1 or self.replicas[0].engine is None):

@@ -90,7 +90,7 @@ class Gateway:
         return Application(
             {
                 **{("POST", path): Endpoint(self._relay.handle) for path in RELAYED_PATHS},
-                **ModelEndpoints(self._snapshot.replicas, self._snapshot.created, self._describe).table(),
+                **ModelEndpoints(self._models).table(),
                 **self._sleeping.table(),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),
@@ -114,6 +114,13 @@ class Gateway:
                 watching.cancel()
                 for pool in self._pools.values():
                     pool.close()
+
+    def _models(self) -> Iterator[Model]:
+        created = self._snapshot.created
+        for name in self._snapshot.replicas:
+            yield self._describe(Model(id=name, created=created))
+        for name, parent in self._snapshot.parents.items():
+            yield Model(id=name, created=created, parent=parent)
 
     async def _ready(self, exchange: Exchange) -> None:
         """200 if some model has a ready replica or can be loaded, and no shutdown has begun; the body says

@@ -90,11 +90,11 @@ class Relay:
         """
         body = await exchange.read_body(self._limits.max_body_bytes, self._limits.body_timeout_s)
         model = read_model(body)
+        model = self._snapshot.parents.get(model, model)
         if model not in self._snapshot.replicas:
+            names = sorted((*self._snapshot.replicas, *self._snapshot.parents))
             raise ModelNotFoundError(
-                f"there is no model {shown(model)!r} here; "
-                f"there is: {', '.join(sorted(self._snapshot.replicas))}",
-                param="model",
+                f"there is no model {shown(model)!r} here; there is: {', '.join(names)}", param="model"
             )
         await unless_gone(exchange, self._use(exchange, model, body))
 

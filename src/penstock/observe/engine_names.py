@@ -132,6 +132,7 @@ KV_BLOCKS = Metric("penstock_engine_kv_blocks", "gauge", "KV blocks, by state.",
 MEMORY = Metric(
     "penstock_engine_memory_bytes", "gauge", "Memory as planned: weights, kv_pool, workspace.", ("use",)
 )
+LORAS = Metric("penstock_engine_loras", "gauge", "LoRA adapters in memory, by state.", ("state",))
 STEP_SECONDS = Metric("penstock_engine_step_seconds", "histogram", "Time of a step.", (), _FINE)
 FINE_INTER_TOKEN = Metric(
     "penstock_engine_inter_token_seconds",

@@ -34,7 +34,8 @@ TopP = Annotated[float, Meta(ge=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=1_000_000)]
 """-1 and 0 switch it off, as in vLLM."""
 Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
-CacheSalt = Annotated[str, Meta(min_length=1, max_length=MAX_SALT_LENGTH)]
+# A null character begins the salts that are made here.
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=MAX_SALT_LENGTH, pattern="^[^\0]")]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -15,6 +16,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     created: int
     """Unix seconds at which the server began to serve it."""
     owned_by: str = "penstock"
+    parent: str | UnsetType = UNSET
+    """The model that an adapter changes; vLLM's field, left out of models that are none."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

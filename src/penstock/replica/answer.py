@@ -127,7 +127,7 @@ async def answer(
                 used = _usage(job, choices)
                 exchange.log_fields |= {
                     **job.log_fields,
-                    "model": model.name,
+                    "model": job.asked.model,
                     "prompt_tokens": used.prompt_tokens,
                     "cached_tokens": used.prompt_tokens_details.cached_tokens,
                     "completion_tokens": used.completion_tokens,

@@ -11,9 +11,11 @@ from penstock.asgi.model_endpoints import ModelEndpoints
 from penstock.asgi.probes import Probes
 from penstock.asgi.settings import HttpLimits
 from penstock.base.errors import NotReadyError
+from penstock.observe import engine_names as names
 from penstock.observe import metrics as observe
 from penstock.protocol.chat import ChatRequest
 from penstock.replica import conversation
+from penstock.replica.adapters import AdapterEndpoints
 from penstock.replica.decoder_endpoints import decoder_endpoints
 from penstock.replica.engine_readings import engine_readings, memory_readings
 from penstock.replica.generation_endpoints import GenerationEndpoints
@@ -39,7 +41,8 @@ class Replica:
             {
                 **GenerationEndpoints(self._model, self._limits, self._meters).table(),
                 **decoder_endpoints(self._model, self._limits, self._encode_chat),
-                **ModelEndpoints([self._model.name], self._model.created).table(),
+                **ModelEndpoints(self._model.models).table(),
+                **AdapterEndpoints(self._model.adapters, self._limits).table(),
                 **({} if self._kv is None else self._kv.table()),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
@@ -66,3 +69,5 @@ class Replica:
         )
         if self._kv is not None:
             yield from self._kv.readings()
+        yield names.LORAS, ("loaded",), len(self._model.adapters.loaded)
+        yield names.LORAS, ("leaving",), self._model.adapters.num_leaving

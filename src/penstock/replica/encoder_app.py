@@ -38,7 +38,7 @@ class EncoderReplica:
                 **self._own_endpoints(),
                 **{("POST", path): Endpoint(self._refuse_generation) for path in GENERATING_PATHS},
                 **TokenEndpoints(self._model, None, self._limits).table(),
-                **ModelEndpoints([self._model.name], self._model.created).table(),
+                **ModelEndpoints(self._model.models).table(),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),

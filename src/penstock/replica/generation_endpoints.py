@@ -101,7 +101,7 @@ class GenerationEndpoints:
 
     def _admit(self, request: GenerationRequest, num_prompts: int) -> None:
         """Refuses what is refused whatever its prompt is, before time is spent on that."""
-        self._model.check_name(request.model)
+        self._model.find(request.model)
         self._model.service.refuse_if_full(num_prompts * request.num_choices)
 
     async def _chat_job(
@@ -158,7 +158,11 @@ class GenerationEndpoints:
     ) -> list[Prompt]:
         urgency = request.urgency
         priority = Priority.HIGH if urgency < 0 else Priority.LOW if urgency else Priority.NORMAL
-        more: Options = {"priority": priority, "cache_salt": request.cache_salt or ""}
+        more: Options = {
+            "priority": priority,
+            "cache_salt": request.cache_salt or "",
+            "adapter": self._model.find(request.model),
+        }
         prompts = []
         for index, (tokens, options) in enumerate(given):
             samplings = self._model.samplings(request, len(tokens), logprobs)

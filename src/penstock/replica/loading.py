@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from penstock.base.errors import CheckpointError, ConfigurationError
+from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
@@ -16,6 +17,7 @@ from penstock.engine.encoder_spec import EncoderSpec
 from penstock.engine.kv_fingerprint import fingerprint_of
 from penstock.engine.kv_snapshot import is_usable, restore_snapshot
 from penstock.engine.kv_store import KVStore
+from penstock.engine.lora import read_lora
 from penstock.engine.memory import MemoryPlan, plan_memory
 from penstock.engine.native.build import load_kernels
 from penstock.engine.native.runner import NativeRunner
@@ -87,6 +89,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
     core = _build_core(settings, memory, runner, threads)
     _warm_up(core)
     kv = _open_store(settings, directory, spec, core, runner)
+    adapters = _load_adapters(settings, name, spec, runner)
     logger.info(
         "model loaded",
         model=name,
@@ -95,6 +98,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         compute=compute.describe(),
         device=str(compute.device),
         threads=threads,
+        adapters=len(adapters.loaded),
     )
     return ServedModel(
         name=name,
@@ -116,6 +120,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         kv=kv,
         serves_kv=settings.kv_transfer,
         embedding=embedding,
+        adapters=adapters,
     )
 
 
@@ -168,6 +173,20 @@ def _open_store(
     store = KVStore(core.scheduler.tables, runner.pages, fingerprint)
     if settings.kv_snapshot:
         restore_snapshot(store, snapshot_path(settings))
+    return store
+
+
+def _load_adapters(
+    settings: EngineSettings, name: str, spec: DecoderSpec, runner: TorchRunner | NativeRunner
+) -> AdapterStore:
+    """The store of adapters for a model called `name`, with those that are to be there from the start."""
+    store = AdapterStore(
+        name,
+        lambda folder: runner.adapt(read_lora(folder, spec, settings.max_lora_rank)),
+        settings.max_loras,
+        is_open=settings.runtime_lora,
+    )
+    store.preload(settings.lora_folders)
     return store
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from penstock.base.errors import CheckpointError, ContextLengthError, InvalidRequestError, ModelNotFoundError
+from penstock.engine.adapter import Adapter
+from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.kv_store import KVStore
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.sampling import SamplingParams
 from penstock.engine.service import EngineService
 from penstock.protocol.generation import GenerationRequest
+from penstock.protocol.models import Model
 from penstock.replica.embedding_defaults import EmbeddingDefaults
 from penstock.text.answer_format import AnswerFormat
 from penstock.text.grammar import GrammarCompiler
@@ -81,8 +84,12 @@ class Served:
     tokenizer: Tokenizer
     max_model_len: int
 
+    def models(self) -> Iterator[Model]:
+        """What requests can name."""
+        yield Model(id=self.name, created=self.created)
+
     def check_name(self, name: str) -> None:
-        """Raises ModelNotFoundError unless `name` is this model's."""
+        """Raises ModelNotFoundError unless `name` is this model's own."""
         if name != self.name:
             raise ModelNotFoundError(
                 f"there is no model {name!r} here; this replica serves {self.name!r}", param="model"
@@ -115,12 +122,34 @@ class ServedModel(Served):
     answers: AnswerFormat
     vocab_size: int
     """Of the model, which may have more tokens than its tokenizer."""
+    adapters: AdapterStore
     embedding: EmbeddingDefaults | None = None
     """How it embeds texts; None if it does not."""
     kv: KVStore | None = None
     """Where KV is kept beyond its requests or passed on."""
     serves_kv: bool = False
     """True if KV may be exported and imported by request."""
+
+    def models(self) -> Iterator[Model]:
+        """The model and the adapters that are loaded."""
+        yield from Served.models(self)
+        for adapter in self.adapters.loaded:
+            yield Model(id=adapter.name, created=adapter.created, parent=self.name)
+
+    def find(self, name: str) -> Adapter | None:
+        """The adapter of that name; None for the model itself.
+
+        Raises:
+            ModelNotFoundError: `name` is neither this model's nor an adapter's.
+        """
+        if name == self.name:
+            return None
+        if (adapter := self.adapters.get(name)) is None:
+            served = ", ".join(repr(model.id) for model in self.models())
+            raise ModelNotFoundError(
+                f"there is no model {name!r} here; this replica serves {served}", param="model"
+            )
+        return adapter
 
     def check_tokens(self, tokens: Iterable[int], param: str) -> None:
         """Raises InvalidRequestError for a token id that the model does not have."""

@@ -15,12 +15,15 @@ from penstock.base.errors import CheckpointError
 from penstock.engine.batch import Batch, build_batch
 from penstock.engine.formats import LANES, head_format, lookup_format
 from penstock.engine.kv_pages import NativePages
+from penstock.engine.lora import LoraWeights
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.plan import StepPlan
 from penstock.engine.spec import DecoderSpec
 
 # Weights converted to float32 at a time: 16 MiB.
 PACK_ELEMENTS = 1 << 22
+# What the kernels call a layer's products.
+FIELDS = {"qkv_proj": "qkv", "o_proj": "output", "gate_up_proj": "gate_up", "down_proj": "down"}
 
 
 class NativeRunner:
@@ -87,8 +90,18 @@ class NativeRunner:
             batch.block_tables,
             batch.logit_rows,
             logits,
+            [None if adapter is None else adapter.weights for adapter in batch.adapters],
         )
         return torch.from_numpy(logits)
+
+    def adapt(self, weights: LoraWeights) -> Any:
+        """An adapter's weights as the kernels compute with them; may be called from any thread."""
+        kernels = self.memory.compute.kernels
+        layers = [kernels.AdapterLayer() for _ in range(self.spec.num_layers)]
+        for (layer, projection), one in weights.items():
+            b = interleave_gates(one.b) if projection == "gate_up_proj" else one.b
+            setattr(layers[layer], FIELDS[projection], kernels.LowRank(one.a.numpy(), b.contiguous().numpy()))
+        return kernels.Adapter(layers)
 
     def logits(self, start: int, end: int) -> Tensor:
         """See StepView."""
@@ -145,9 +158,7 @@ class _Parts:
         if module.endswith("_norm") or rest[0].endswith("_norm"):
             setattr(layer, rest[0] if rest[0].endswith("_norm") else module, tensor.float().tolist())
             return
-        field = {"qkv_proj": "qkv", "o_proj": "output", "gate_up_proj": "gate_up", "down_proj": "down"}[
-            rest[0]
-        ]
+        field = FIELDS[rest[0]]
         weight = getattr(layer, field)
         if field == "gate_up":
             tensor = interleave_gates(tensor)

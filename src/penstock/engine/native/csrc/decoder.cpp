@@ -60,37 +60,66 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers, std::shared_ptr<
 }
 
 template <class RowAt>
-void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at) {
+void Decoder::prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at, int64_t num_reductions) {
   activations_.shape(rows, to.k, to.form());
-  // A tile belongs to one thread: its rows share cache lines.
-  pool_.run(activations_.tiles(), [&](int64_t t) {
+  const int64_t tiles = activations_.tiles();
+  pool_.run(tiles + num_reductions, [&](int64_t t) {
+    if (t >= tiles) return adaptation_.reduce(t - tiles, norm, shape_.eps, row_at);
+    // A tile belongs to one thread: its rows share cache lines.
     for (int64_t i = activations_.tile_start(t); i < activations_.tile_start(t + 1); ++i) {
       to.prepare(activations_, i, row_at(i), norm, shape_.eps);
     }
   });
 }
 
-void Decoder::step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits) {
+template <class RowAt>
+void Decoder::multiply(int64_t index, std::shared_ptr<Weight> Layer::*weight,
+                       std::shared_ptr<LowRank> Adapter::Layer::*added, int64_t rows, const float* norm, RowAt&& row_at,
+                       float* out, int64_t out_stride, Into into) {
+  const Weight& by = *(layers_[index].*weight);
+  const int64_t num_reductions = adaptation_.select(index, added);
+  prepare(by, rows, norm, row_at, num_reductions);
+  by.product(pool_, activations_, out, out_stride, into, num_reductions ? &adaptation_ : nullptr);
+}
+
+void Decoder::step(const int32_t* tokens, const Batch& batch, const std::vector<const Adapter*>& adapters,
+                   const int32_t* rows, int64_t num_rows, float* logits) {
   reserve(batch.tokens);
   last_tokens_ = batch.tokens;
-  const int64_t hidden = shape_.hidden_size;
-  over_rows(pool_, batch.tokens, [&](int64_t i) { embedding_->unpack(tokens[i], states_.data() + i * hidden); });
+  adaptation_.begin(batch, adapters);
+  const int64_t hidden = shape_.hidden_size, count = batch.tokens;
+  over_rows(pool_, count, [&](int64_t i) { embedding_->unpack(tokens[i], states_.data() + i * hidden); });
   rotations(batch);
   const int64_t mlp_width = round_up(shape_.intermediate_size, kLanes);
   const auto state = [&](int64_t i) { return states_.data() + i * hidden; };
-  for (size_t index = 0; index < layers_.size(); ++index) {
+  const auto attended = [&](int64_t i) { return attended_.data() + i * out_width_; };
+  const auto gated = [&](int64_t i) { return mlp_.data() + i * mlp_width; };
+  using Added = Adapter::Layer;
+  for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
     const Layer& layer = layers_[index];
-    prepare(*layer.qkv, batch.tokens, layer.input_norm.data(), state);
-    layer.qkv->product(pool_, activations_, qkv_.data(), qkv_width_, Into::kStore);
-    attention(layer, static_cast<int64_t>(index), batch);
-    prepare(*layer.output, batch.tokens, nullptr, [&](int64_t i) { return attended_.data() + i * out_width_; });
-    layer.output->product(pool_, activations_, states_.data(), hidden, Into::kAdd);
-    prepare(*layer.gate_up, batch.tokens, layer.post_attention_norm.data(), state);
-    layer.gate_up->product(pool_, activations_, mlp_.data(), mlp_width, Into::kSiluMul);
-    prepare(*layer.down, batch.tokens, nullptr, [&](int64_t i) { return mlp_.data() + i * mlp_width; });
-    layer.down->product(pool_, activations_, states_.data(), hidden, Into::kAdd);
+    multiply(index, &Layer::qkv, &Added::qkv, count, layer.input_norm.data(), state, qkv_.data(), qkv_width_,
+             Into::kStore);
+    attention(layer, index, batch);
+    multiply(index, &Layer::output, &Added::output, count, nullptr, attended, states_.data(), hidden, Into::kAdd);
+    multiply(index, &Layer::gate_up, &Added::gate_up, count, layer.post_attention_norm.data(), state, mlp_.data(),
+             mlp_width, Into::kSiluMul);
+    multiply(index, &Layer::down, &Added::down, count, nullptr, gated, states_.data(), hidden, Into::kAdd);
   }
   this->logits(rows, num_rows, logits);
+}
+
+void Decoder::check(const Adapter& adapter) const {
+  require(adapter.layers.size() == layers_.size(), "an adapter has another number of layers");
+  const auto fits = [](const std::shared_ptr<LowRank>& added, const std::shared_ptr<Weight>& to) {
+    return !added || (added->outputs == to->n && added->inputs == to->k);
+  };
+  for (size_t index = 0; index < layers_.size(); ++index) {
+    const Layer& layer = layers_[index];
+    const Adapter::Layer& added = adapter.layers[index];
+    require(fits(added.qkv, layer.qkv) && fits(added.output, layer.output) && fits(added.gate_up, layer.gate_up) &&
+                fits(added.down, layer.down),
+            "an adapter has another shape");
+  }
 }
 
 void Decoder::logits(const int32_t* rows, int64_t num_rows, float* out) {

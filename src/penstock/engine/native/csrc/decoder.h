@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "lora.h"
 
 namespace penstock {
 
@@ -32,8 +33,10 @@ class Decoder {
           std::vector<float> norm, std::shared_ptr<Weight> head, std::shared_ptr<KVCache> cache, int threads);
 
   // Computes the batch into the cache; `logits` is (num_rows, vocab_size), of tokens rows[0 .. num_rows).
-  // `tokens` are within the vocabulary. One call at a time.
-  void step(const int32_t* tokens, const Batch& batch, const int32_t* rows, int64_t num_rows, float* logits);
+  // `tokens` are within the vocabulary. `adapters` are one a sequence, null for none, and fit this decoder. One call
+  // at a time.
+  void step(const int32_t* tokens, const Batch& batch, const std::vector<const Adapter*>& adapters,
+            const int32_t* rows, int64_t num_rows, float* logits);
 
   // The logits of rows of the last step, (num_rows, vocab_size), and their states behind the last norm,
   // (num_rows, hidden_size). Rows are below last_tokens().
@@ -42,13 +45,20 @@ class Decoder {
   int64_t last_tokens() const { return last_tokens_; }
 
   const DecoderShape& shape() const { return shape_; }
+  // Throws std::invalid_argument if an adapter was made for other shapes.
+  void check(const Adapter& adapter) const;
   const KVShape& cache_shape() const { return cache_->shape; }
   int64_t weight_bytes() const;
 
  private:
   void reserve(int64_t tokens);
+  // Prepares the rows of a product, and in the same run does as many tasks of adapters.
   template <class RowAt>
-  void prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at);
+  void prepare(const Weight& to, int64_t rows, const float* norm, RowAt&& row_at, int64_t num_reductions = 0);
+  // One product of layer `index` for all rows of the step, adapters included.
+  template <class RowAt>
+  void multiply(int64_t index, std::shared_ptr<Weight> Layer::*weight, std::shared_ptr<LowRank> Adapter::Layer::*added,
+                int64_t rows, const float* norm, RowAt&& row_at, float* out, int64_t out_stride, Into into);
   void attention(const Layer& layer, int64_t index, const Batch& batch);
   void rotate_and_store(const Layer& layer, int64_t index, const Batch& batch, int64_t sequence, int64_t token);
   void norm_and_rotate(float* head, const std::vector<float>& norm, const float* cos, const float* sin) const;
@@ -62,6 +72,7 @@ class Decoder {
   const int64_t qkv_width_, out_width_;
   Pool pool_;
   Activations activations_;
+  Adaptation adaptation_;
   Buffer<float> states_, qkv_, attended_, mlp_, cos_, sin_;
   int64_t last_tokens_ = 0;
 };

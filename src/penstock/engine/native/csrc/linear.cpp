@@ -4,6 +4,8 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "lora.h"
+
 namespace penstock {
 namespace {
 
@@ -79,7 +81,8 @@ void Weight::set_bias(const float* bias) {
   has_bias_ = true;
 }
 
-void Weight::product(Pool& pool, const Activations& from, float* out, int64_t out_stride, Into into) const {
+void Weight::product(Pool& pool, const Activations& from, float* out, int64_t out_stride, Into into,
+                     const Adaptation* adaptation) const {
   const int64_t rows = from.rows();
   if (rows == 0) return;
   // A thread reads long runs of weights, or the cores' prefetchers fetch each other's panels (lab log); but with
@@ -91,6 +94,7 @@ void Weight::product(Pool& pool, const Activations& from, float* out, int64_t ou
     for (int64_t panel = chunk * grain; panel < std::min((chunk + 1) * grain, panels()); ++panel) {
       for (int64_t t = 0; t < from.tiles(); ++t) {
         tile(panel, from, t, tile_out);
+        if (adaptation) adaptation->add(panel, from.tile_start(t), from.tile_height(t), tile_out);
         finish(panel, tile_out, from.tile_height(t), out + from.tile_start(t) * out_stride, out_stride, into);
       }
     }

@@ -61,6 +61,8 @@ enum class Into {
   kSiluMul,  // panels hold 16 gates, then the 16 values they gate: out = silu(gate) * value, half as wide
 };
 
+class Adaptation;
+
 class Weight {
  public:
   Weight(int64_t n, int64_t k);
@@ -84,8 +86,10 @@ class Weight {
   virtual void tile(int64_t panel, const Activations& from, int64_t t, float* out) const = 0;
   virtual int64_t bytes() const = 0;
 
-  // The whole product. `out` has `out_stride` values a row, at least as many as the product has columns.
-  void product(Pool& pool, const Activations& from, float* out, int64_t out_stride, Into into) const;
+  // The whole product, and what `adaptation` adds to its rows if it is given. `out` has `out_stride` values a row,
+  // at least as many as the product has columns.
+  void product(Pool& pool, const Activations& from, float* out, int64_t out_stride, Into into,
+               const Adaptation* adaptation = nullptr) const;
 
  private:
   // Takes row i; false if it has a value that the format cannot hold. Rows are packed by several threads.

@@ -64,9 +64,23 @@ Batch batch_of(const Array<int32_t>& positions, const Array<int32_t>& starts, co
   return batch;
 }
 
+// Borrows the adapters, one a sequence, null for none.
+std::vector<const Adapter*> adapters_of(const Decoder& decoder, const Batch& batch,
+                                        const std::vector<std::shared_ptr<Adapter>>& adapters) {
+  if (static_cast<int64_t>(adapters.size()) != batch.sequences) {
+    throw std::invalid_argument("there is one adapter, or none, for every sequence");
+  }
+  std::vector<const Adapter*> out;
+  for (const auto& adapter : adapters) {
+    if (adapter && (out.empty() || out.back() != adapter.get())) decoder.check(*adapter);
+    out.push_back(adapter.get());
+  }
+  return out;
+}
+
 void step(Decoder& decoder, const Array<int32_t>& tokens, const Array<int32_t>& positions,
           const Array<int32_t>& starts, const Array<int32_t>& tables, const Array<int32_t>& rows,
-          Array<float>& logits) {
+          Array<float>& logits, const std::vector<std::shared_ptr<Adapter>>& adapters) {
   const Batch batch = batch_of(positions, starts, tables, decoder.cache_shape());
   const int64_t vocab_size = decoder.shape().vocab_size, num_rows = length_of(rows, "rows");
   require_shape(tokens, {batch.tokens}, "tokens");
@@ -77,9 +91,10 @@ void step(Decoder& decoder, const Array<int32_t>& tokens, const Array<int32_t>& 
   for (int64_t r = 0; r < num_rows; ++r) {
     if (rows.data()[r] < 0 || rows.data()[r] >= batch.tokens) throw std::invalid_argument("no such row");
   }
+  const std::vector<const Adapter*> added = adapters_of(decoder, batch, adapters);
   float* out = logits.mutable_data();
   py::gil_scoped_release release;
-  decoder.step(tokens.data(), batch, rows.data(), num_rows, out);
+  decoder.step(tokens.data(), batch, added, rows.data(), num_rows, out);
 }
 
 // Calls `compute` for rows of the decoder's last step, `width` values each.
@@ -250,6 +265,32 @@ PYBIND11_MODULE(penstock_kernels, m) {
       .def_readwrite("k_norm", &Layer::k_norm)
       .def_readwrite("window", &Layer::window);
 
+  py::class_<LowRank, std::shared_ptr<LowRank>>(m, "LowRank")
+      .def(py::init([](const Array<float>& a, const Array<float>& b) {
+             if (a.ndim() != 2 || b.ndim() != 2 || a.shape(0) != b.shape(1)) {
+               throw std::invalid_argument("A is (rank, inputs) and B (outputs, rank)");
+             }
+             const int64_t outputs = b.shape(0), inputs = a.shape(1), rank = a.shape(0);
+             const float *from_a = a.data(), *from_b = b.data();
+             py::gil_scoped_release release;
+             return std::make_shared<LowRank>(outputs, inputs, rank, from_a, from_b);
+           }),
+           py::arg("a"), py::arg("b"));
+
+  py::class_<Adapter::Layer>(m, "AdapterLayer")
+      .def(py::init<>())
+      .def_readwrite("qkv", &Adapter::Layer::qkv)
+      .def_readwrite("output", &Adapter::Layer::output)
+      .def_readwrite("gate_up", &Adapter::Layer::gate_up)
+      .def_readwrite("down", &Adapter::Layer::down);
+
+  py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter")
+      .def(py::init([](std::vector<Adapter::Layer> layers) {
+             return std::make_shared<Adapter>(Adapter{std::move(layers)});
+           }),
+           py::arg("layers"))
+      .def_property_readonly("nbytes", &Adapter::bytes);
+
   py::class_<DecoderShape>(m, "DecoderShape")
       .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, std::vector<float>, float>(),
            py::kw_only(), py::arg("hidden_size"), py::arg("intermediate_size"), py::arg("heads"),
@@ -262,7 +303,8 @@ PYBIND11_MODULE(penstock_kernels, m) {
            py::kw_only(), py::arg("shape"), py::arg("layers"), py::arg("embedding"), py::arg("norm"),
            py::arg("head"), py::arg("cache"), py::arg("threads"))
       .def("step", &step, py::arg("tokens"), py::arg("positions"), py::arg("query_starts"), py::arg("block_tables"),
-           py::arg("rows"), py::arg("logits").noconvert())  // a converted copy would take the logits with it
+           py::arg("rows"), py::arg("logits").noconvert(),  // a converted copy would take the logits with it
+           py::arg("adapters"))
       .def("logits",
            [](Decoder& decoder, const Array<int32_t>& rows, Array<float>& out) {
              read_rows(decoder, rows, out, decoder.shape().vocab_size,
