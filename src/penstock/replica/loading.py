@@ -80,12 +80,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
             f"the tokenizer of {settings.model} has {tokenizer.vocab_size} tokens, the model "
             f"{spec.vocab_size}: they do not belong together"
         )
-    try:
-        runner = load_runner(directory, memory, threads, _Progress(name))
-    except (RuntimeError, MemoryError) as error:  # what torch raises when an allocation fails
-        raise ConfigurationError(
-            f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
-        ) from error
+    runner = _load_runner(settings, directory, memory, threads, name)
     core = _build_core(settings, memory, runner, threads)
     _warm_up(core)
     kv = _open_store(settings, directory, spec, core, runner)
@@ -122,6 +117,17 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         embedding=embedding,
         adapters=adapters,
     )
+
+
+def _load_runner(
+    settings: EngineSettings, directory: Path, memory: MemoryPlan, threads: int, name: str
+) -> TorchRunner | NativeRunner:
+    try:
+        return load_runner(directory, memory, threads, _Progress(name))
+    except (RuntimeError, MemoryError) as error:  # what torch raises when an allocation fails
+        raise ConfigurationError(
+            f"{settings.model} cannot be loaded ({memory.describe()}): {error}"
+        ) from error
 
 
 def _build_core(
