@@ -71,7 +71,7 @@ def test_engine_settings_survive_the_command_line(tmp_path: Path) -> None:
         kernel_cache="/somewhere else", deterministic=True, tool_format="hermes", reasoning="none",
         kv_snapshot="/somewhere/kv", kv_snapshot_mb=7, kv_transfer=True,
         lora_modules=["a=/x=y", "b c=z"], max_loras=3, max_lora_rank=5,
-        runtime_lora=True,
+        runtime_lora=True, kv_events=True,
     )  # fmt: skip
     command = typer.main.get_command(app).commands["engine"]  # type: ignore[attr-defined]
     with command.make_context("engine", list(engine_arguments(settings, "org/a name"))) as context:

@@ -41,3 +41,4 @@ LoraModules = Annotated[
 MaxLoras = Annotated[int, typer.Option(help="LoRA adapters in memory at a time.")]
 MaxLoraRank = Annotated[int, typer.Option(help="Largest rank of a LoRA adapter.")]
 RuntimeLora = Annotated[bool, typer.Option(help="Let clients load and unload LoRA adapters.")]
+KvEvents = Annotated[bool, typer.Option(help="Serve what enters and leaves the prefix cache.")]

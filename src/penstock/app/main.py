@@ -129,6 +129,7 @@ def engine(
     max_loras: options.MaxLoras = 8,
     max_lora_rank: options.MaxLoraRank = 64,
     runtime_lora: options.RuntimeLora = False,
+    kv_events: options.KvEvents = False,
     step_timeout_s: options.StepTimeoutS = 300.0,
     fd: Descriptor = None,
     link: Link = None,

@@ -16,6 +16,7 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from typing import Protocol
 
 from penstock.engine.blocks import BlockPool
 
@@ -44,6 +45,22 @@ class Node:
         return [token for token in self.key if isinstance(token, int)]
 
 
+class CacheListener(Protocol):
+    """Hears what becomes of the cached blocks."""
+
+    def stored(self, node: Node) -> None:
+        """A node is in the tree."""
+        ...
+
+    def removed(self, node: Node) -> None:
+        """A node is no longer there; it has no children."""
+        ...
+
+    def cleared(self) -> None:
+        """No node is there any more."""
+        ...
+
+
 class PrefixCache:
     """Owns the pool's cached blocks."""
 
@@ -51,6 +68,7 @@ class PrefixCache:
         self._pool = pool
         self._top = Node((), None)
         self._unlocked: OrderedDict[Node, None] = OrderedDict()  # in order of release
+        self.listener: CacheListener | None = None
         self.num_evictions = 0
         self.num_remaps = 0
         """Blocks computed twice, by sequences that ran together; one was kept."""
@@ -101,6 +119,8 @@ class PrefixCache:
             self._pool.cache(block)
             node = parent.children[tokens] = Node(tokens, parent, block)
             node.num_locks = 1
+            if self.listener is not None:
+                self.listener.stored(node)
         else:
             self._pool.free([block])
             self.num_remaps += 1
@@ -124,6 +144,8 @@ class PrefixCache:
         node = above.children[tokens] = Node(tokens, above, block)
         self._unlocked[node] = None
         self._unlocked.move_to_end(node, last=False)
+        if self.listener is not None:
+            self.listener.stored(node)
         return node
 
     def holds(self, node: Node) -> bool:
@@ -162,6 +184,8 @@ class PrefixCache:
             assert not node.children, "only leaves are evicted"
             self._pool.evict(node.block)
             self.num_evictions += 1
+            if self.listener is not None:
+                self.listener.removed(node)
             parent = _unlink(node)
             if parent.parent is self._top and not parent.children:
                 _unlink(parent)
@@ -170,6 +194,8 @@ class PrefixCache:
         """Forgets everything; the blocks are the caller's matter."""
         self._top.children.clear()
         self._unlocked.clear()
+        if self.listener is not None:
+            self.listener.cleared()
 
     def check(self, paths: SequenceOf[tuple[str, SequenceOf[Node]]]) -> list[int]:
         """Asserts the tree's invariants; `paths` are all locked ones with their salts. Gives its blocks."""

@@ -109,6 +109,8 @@ class EngineService:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = asyncio.Event()
+        self.after_work: Callable[[], None] | None = None
+        """Called on the engine's thread after each step and each piece of work; set before the start."""
         self.num_refused = 0
         """Requests that the bound has kept out."""
         self.is_stuck = False
@@ -272,7 +274,7 @@ class EngineService:
                 outcome: tuple[_T | None, Exception | None] = work(core), None
             except Exception as error:  # noqa: BLE001 (it is the caller's)
                 outcome = None, error
-            self._tell(_settle, done, *outcome)
+            self.tell(_settle, done, *outcome)
 
         self._commands.put(run)
         return await done
@@ -305,6 +307,8 @@ class EngineService:
                 outputs = self.core.step()
                 if outputs:
                     self._post(outputs)
+                if self.after_work is not None:
+                    self.after_work()
                 if self.core.is_broken:
                     raise EngineError(f"{MAX_FAILED_STEPS} steps in a row failed")
         except Exception:
@@ -313,7 +317,7 @@ class EngineService:
         finally:
             self.core.pulse.rest()
             with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
-                self._tell(self._end, error)
+                self.tell(self._end, error)
 
     def _obey(self) -> bool:
         """Carries out all commands, waiting for one if there is no work; False means stop."""
@@ -332,14 +336,16 @@ class EngineService:
                 self.core.add(command[0], command[1:])
             elif callable(command):
                 command(self.core)
+                if self.after_work is not None:
+                    self.after_work()
             elif (output := self.core.cancel(command)) is not None:
                 self._post([output])
 
     def _post(self, outputs: list[Output]) -> None:
-        self._tell(self._dispatch, outputs)
+        self.tell(self._dispatch, outputs)
 
-    def _tell(self, hear: Callable[..., object], *words: object) -> None:
-        """Calls `hear` on the event loop. Raises RuntimeError if that was closed."""
+    def tell(self, hear: Callable[..., object], *words: object) -> None:
+        """Calls `hear` on the event loop, from the engine's thread. Raises RuntimeError if it was closed."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(hear, *words)
 

@@ -107,6 +107,9 @@ class EngineSettings(BaseModel):
         "who reach the API are trusted",
     )
 
+    kv_events: bool = Field(
+        False, description="serve /v1/kv/events: what enters and leaves the prefix cache, for routers"
+    )
     step_timeout_s: float = Field(
         300.0,
         ge=0,

@@ -20,6 +20,7 @@ from penstock.replica.decoder_endpoints import decoder_endpoints
 from penstock.replica.engine_readings import engine_readings, memory_readings
 from penstock.replica.generation_endpoints import GenerationEndpoints
 from penstock.replica.kv_endpoints import KVEndpoints
+from penstock.replica.kv_event_endpoints import KVEventEndpoints
 from penstock.replica.meter import RequestMeters
 from penstock.replica.model import ServedModel
 
@@ -33,6 +34,7 @@ class Replica:
         self._drain = drain
         self._probes = Probes("engine", drain, self._read_engine)
         self._meters = RequestMeters(model.name, model.max_model_len, model.service.now)
+        self._events = None if model.kv_events is None else KVEventEndpoints(model.service, model.kv_events)
         self._kv = None if model.kv is None else KVEndpoints(model, model.kv, limits)
 
     def application(self) -> Application:
@@ -44,6 +46,7 @@ class Replica:
                 **ModelEndpoints(self._model.models).table(),
                 **AdapterEndpoints(self._model.adapters, self._limits).table(),
                 **({} if self._kv is None else self._kv.table()),
+                **({} if self._events is None else self._events.table()),
                 ("GET", "/health"): Endpoint(self._ready, is_work=False),
                 **self._probes.table(),
                 ("GET", "/readyz"): Endpoint(self._ready, is_work=False),

@@ -41,6 +41,7 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "kv_snapshot": (),
     "kv_snapshot_mb": (),
     "kv_transfer": (),
+    "kv_events": (),
 }
 
 

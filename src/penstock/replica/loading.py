@@ -14,6 +14,7 @@ from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
 from penstock.engine.drawing import forbid
 from penstock.engine.encoder_spec import EncoderSpec
+from penstock.engine.kv_events import KVEventLog
 from penstock.engine.kv_fingerprint import fingerprint_of
 from penstock.engine.kv_snapshot import is_usable, restore_snapshot
 from penstock.engine.kv_store import KVStore
@@ -83,7 +84,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
     runner = _load_runner(settings, directory, memory, threads, name)
     core = _build_core(settings, memory, runner, threads)
     _warm_up(core)
-    kv = _open_store(settings, directory, spec, core, runner)
+    kv_events, kv = _event_log(settings, core), _open_store(settings, directory, spec, core, runner)
     adapters = _load_adapters(settings, name, spec, runner)
     logger.info(
         "model loaded",
@@ -114,9 +115,15 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
         vocab_size=spec.vocab_size,
         kv=kv,
         serves_kv=settings.kv_transfer,
+        kv_events=kv_events,
         embedding=embedding,
         adapters=adapters,
     )
+
+
+def _event_log(settings: EngineSettings, core: EngineCore) -> KVEventLog | None:
+    core.scheduler.tables.forget()  # what the warm-up has left
+    return KVEventLog(core.scheduler.tables.cache) if settings.kv_events else None
 
 
 def _load_runner(

@@ -13,6 +13,7 @@ import structlog
 from penstock.base.errors import CheckpointError, ContextLengthError, InvalidRequestError, ModelNotFoundError
 from penstock.engine.adapter import Adapter
 from penstock.engine.adapter_store import AdapterStore
+from penstock.engine.kv_events import KVEventLog
 from penstock.engine.kv_store import KVStore
 from penstock.engine.memory import MemoryPlan
 from penstock.engine.sampling import SamplingParams
@@ -127,6 +128,8 @@ class ServedModel(Served):
     """How it embeds texts; None if it does not."""
     kv: KVStore | None = None
     """Where KV is kept beyond its requests or passed on."""
+    kv_events: KVEventLog | None = None
+    """What enters and leaves the prefix cache, where that is served."""
     serves_kv: bool = False
     """True if KV may be exported and imported by request."""
 
