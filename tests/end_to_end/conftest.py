@@ -14,6 +14,7 @@ from running_service import RunningService
 from tiny_checkpoints import Case, write_checkpoint
 
 TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }} in <tool_call></tool_call>\n{% endif %}"
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )

@@ -20,7 +20,7 @@ from running_service import RunningService, wait_ended
 CHAT = "/v1/chat/completions"
 LIMIT_S = 120
 # Room for one engine, and for a second one only when the first has gone.
-ONE_ENGINE_MB = 800
+ONE_ENGINE_MB = 700
 LAZY = {"load": "first_use"}
 
 

@@ -99,8 +99,8 @@ def test_a_bad_value_is_a_bad_request(client: openai.OpenAI) -> None:
         client.chat.completions.create(**ASK, temperature=9)
     assert (caught.value.param, caught.value.code) == ("temperature", "invalid_value")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(**ASK, n=2)
-    assert (caught.value.param, caught.value.code) == ("n", "unsupported_parameter")
+        client.chat.completions.create(**ASK, verbosity="low")
+    assert (caught.value.param, caught.value.code) == ("verbosity", "unsupported_parameter")
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**ASK, extra_body={"temprature": 1})
     assert (caught.value.param, caught.value.code) == ("temprature", "unknown_parameter")
