@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 # What the extra `engine` adds and serving a model imports.
-_ENGINE_MODULES = ("torch", "numpy", "pybind11", "tokenizers", "safetensors", "jinja2", "huggingface_hub")
+_ENGINE_MODULES = (
+    "torch", "numpy", "pybind11", "tokenizers", "safetensors", "jinja2", "huggingface_hub", "llguidance"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
