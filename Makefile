@@ -36,11 +36,12 @@ bench: $(VENV)/.engine
 	$(BIN)/python benchmarks/service.py
 	@echo "Against other engines and servers: make bench-cpu (installs them under .bench/; more than an hour)"
 
-# Each alone: benchmarks/engine_cpu.py --help, benchmarks/serving_cpu.py --help, benchmarks/kv_restore.py --help.
+# Each alone: benchmarks/engine_cpu.py --help, benchmarks/serving_cpu.py --help, the others likewise.
 bench-cpu: $(VENV)/.engine
 	$(BIN)/python benchmarks/engine_cpu.py --pip-args="$(PIP_ARGS)"
 	$(BIN)/python benchmarks/serving_cpu.py --pip-args="$(PIP_ARGS)"
 	$(BIN)/python benchmarks/kv_restore.py
+	$(BIN)/python benchmarks/engine_surface.py
 
 clean:
 	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

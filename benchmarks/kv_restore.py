@@ -26,7 +26,16 @@ from typing import Any
 
 from peers.checkpoint import ensure_checkpoint
 from peers.environments import BENCHMARKS, MODELS, ROOT, PreparationError
-from peers.figures import Bar, bars_table, busy_share, machine, ratios, summary, table
+from peers.figures import (
+    Bar,
+    bars_table,
+    busy_share,
+    machine,
+    ratios,
+    summary,
+    table,
+    write_between_markers,
+)
 from peers.lifetime import unwind_when_terminated
 from serving_cpu import Server
 from tokenizers import Tokenizer
@@ -35,6 +44,7 @@ from penstock.gateway.settings import UpstreamSettings
 from penstock.gateway.upstream.pool import Call, Pool
 
 RESULTS = BENCHMARKS / "results" / "kv_restore.json"
+PAGE = BENCHMARKS.parent / "docs" / "benchmarks.md"
 PARTIAL_RESULTS = ROOT / "kv_restore.json"
 LEAST_REPEATS = 5
 BOUND = 0.15
@@ -136,8 +146,11 @@ def main() -> None:
     path.write_text(json.dumps(result | {"bar": bar.to_dict()}, indent=2) + "\n", encoding="utf-8")
     figures = ("seconds", "cached_tokens", "seconds_to_serve", "seconds_to_stop", "snapshot_mib")
     rows = [[name, *(summary([turn[key] for turn in turns[name]]) for key in figures)] for name in turns]
-    print(table(["engine", "first token, s", "tokens found", "to serve, s", "to stop, s", "MiB"], rows))
-    print(bars_table([bar]))
+    head = ["engine", "first token, s", "tokens found", "to serve, s", "to stop, s", "snapshot, MiB"]
+    text = f"{table(head, rows)}\n\n{bars_table([bar])}"
+    print(text)
+    if path == RESULTS:
+        write_between_markers(PAGE, "kv_restore", text)
     if missed:
         sys.exit(f"{len(missed)} requests after a restart did not find the prefix: the ratio means nothing")
 
