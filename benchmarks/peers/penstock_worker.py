@@ -56,6 +56,8 @@ def settings_for(model: str, threads: int, quantize: str, **others: Any) -> Engi
         Unsupported: it cannot, or not so.
     """
     options: dict[str, Any] = {"model": model, "threads": threads, **others}
+    if "draft_rows" in EngineSettings.model_fields:
+        options["draft_rows"] = 0  # random weights repeat themselves, and the peers do not speculate
     if "quantize" in EngineSettings.model_fields:
         options["quantize"] = quantize
     elif quantize not in ("auto", "none"):
