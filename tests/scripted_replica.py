@@ -194,7 +194,9 @@ async def replica(
     tokenizer = kind(directory)
     template = ChatTemplate.of_checkpoint(directory, tokenizer)
     forward = ScriptedForward(script if callable(script) else lambda _: script, tokenizer)
-    core = EngineCore(forward, Limits(max_sequences, 64, max_model_len), num_blocks, BLOCK_SIZE, clock=clock)
+    shape = Limits(max_sequences, 64, max_model_len)
+    vocab_size = tokenizer.vocab_size
+    core = EngineCore(forward, shape, num_blocks, BLOCK_SIZE, vocab_size=vocab_size, clock=clock)
     model = ServedModel(
         name=MODEL,
         created=1_700_000_000,

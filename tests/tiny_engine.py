@@ -58,7 +58,9 @@ def build_core(
     memory = plan_for(directory, block_size=block_size, num_blocks=num_blocks, kernels=kernels, **changes)
     max_model_len = min(memory.max_model_len, num_blocks * block_size)
     limits = Limits(max_sequences, max_batch_tokens, max_model_len, draft_rows)
-    return EngineCore(load_runner(directory, memory, threads=1), limits, num_blocks, block_size)
+    runner = load_runner(directory, memory, threads=1)
+    vocab_size = DecoderSpec.from_config(read_config(directory)).vocab_size
+    return EngineCore(runner, limits, num_blocks, block_size, vocab_size=vocab_size)
 
 
 def greedy(max_tokens: int, **changes: object) -> SamplingParams:

@@ -18,7 +18,7 @@ from penstock.replica.model import ServedModel
 
 BATCH = 8
 PROMPT_TOKENS = 64
-TOKENS = 96
+TOKENS = 192
 # An array long enough that no answer ends before the others.
 SCHEMA: dict[str, Any] = {
     "type": "array",

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from native_kernels import find_kernels, needs_kernels
-from penstock.engine.drawing import draw, forbid
+from penstock.engine.drawing import draw, fill_masks, forbid
 from penstock.engine.native.sampler import NativeSampler
 from penstock.engine.plan import Chunk, StepPlan
 from penstock.engine.sampler import sample
@@ -136,7 +136,15 @@ def test_a_constraint_forbids_tokens_row_by_row() -> None:
     """What is forbidden cannot come, whatever its bias."""
     sampling = SamplingParams(max_tokens=9, temperature=0.0, logit_bias=((1, 100.0), (3, 100.0)))
     sequence = Sequence(1, [5], sampling, constraint=Even())
-    drawn = draw(StepPlan((Chunk(sequence, 0, 1, (10, 20)),)), logits(3), sample)
+    plain = Sequence(2, [5], SamplingParams(max_tokens=1, temperature=0.0))
+    assert fill_masks(StepPlan((Chunk(plain, 0, 1),)), SIZE) is None
+    plan = StepPlan((Chunk(plain, 0, 1), Chunk(sequence, 0, 1, (10, 20))))
+    masks = fill_masks(plan, SIZE)
+    assert masks is not None
+    assert masks.rows.tolist() == [1, 2, 3]
+    drawn = draw(plan, logits(4), sample, masks)
+    assert drawn.tokens[0] == logits(4)[0].argmax()
+    del drawn.tokens[0]
     assert [token % 2 for token in drawn.tokens if token is not None] == [0, 0, 0]
     assert drawn.tokens[1] > 10
     assert drawn.tokens[2] > 20
@@ -149,9 +157,10 @@ def test_the_kernels_forbid_what_pytorch_forbids(size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = rng.integers(-(2**31), 2**31, size=(3, -(-size // 32)), dtype=np.int64).astype(np.int32)
     masks[1] = -1
-    given = torch.from_numpy(rng.standard_normal((3, size)).astype(np.float32))
+    given = torch.from_numpy(rng.standard_normal((4, size)).astype(np.float32))
     expected, found = given.clone(), given.clone()
-    forbid(expected, masks)
-    NativeSampler(find_kernels(), 1).forbid(found, masks)
+    rows = np.asarray([3, 0, 2], dtype=np.int32)
+    forbid(expected, rows, masks)
+    NativeSampler(find_kernels(), 2).forbid(found, rows, masks)
     assert torch.equal(expected, found)
-    assert torch.equal(found[1], given[1])
+    assert torch.equal(found[[0, 1]], given[[0, 1]])

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from penstock.base.errors import EngineError
 from penstock.engine.blocks import BlockPool
-from penstock.engine.drawing import Drawn, Forbid, draw, forbid
+from penstock.engine.drawing import Drawn, Forbid, draw, fill_masks, forbid
 from penstock.engine.pacing import Pacer
 from penstock.engine.plan import Chunk, Limits, StepPlan
 from penstock.engine.readout import StepView
@@ -87,13 +88,15 @@ class EngineCore:
         num_blocks: int,
         block_size: int,
         *,
+        vocab_size: int = 0,
         prefix_cache: bool = True,
         decode_slowdown: float = 0.0,
         sampler: Sampler = sample,
         forbid: Forbid = forbid,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`decode_slowdown` and `prefix_cache` are the settings of these names.
+        """`decode_slowdown` and `prefix_cache` are the settings of these names. `vocab_size` is the model's,
+        which grammars need to know.
 
         Pacing is off here unless asked for: it makes the sizes of chunks depend on `clock`, which tells the
         time in seconds and is also that of sequences' arrivals and deadlines.
@@ -101,6 +104,8 @@ class EngineCore:
         self.runner = runner
         self.sampler = sampler
         self._forbid = forbid
+        self.vocab_size = vocab_size
+        self._grammars = ThreadPoolExecutor(1, "grammars")  # its thread begins with the first grammar
         self.limits = limits
         self.clock = clock
         self._pacer = Pacer(decode_slowdown) if decode_slowdown else None
@@ -216,7 +221,7 @@ class EngineCore:
         self.pulse.beat(len(plan.chunks), plan.num_tokens)
         started = self.clock()
         try:
-            drawn = draw(plan, self.runner.run(plan), self.sampler, self._forbid)
+            drawn = self._draw(plan)
             self._read_out(plan)
         except Exception:
             logger.exception(
@@ -227,6 +232,17 @@ class EngineCore:
         if self._pacer is not None and not plan.num_drafted:
             self._pacer.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, self.clock() - started)
         return drawn
+
+    def _draw(self, plan: StepPlan) -> Drawn:
+        """Runs the pass, and the grammars beside it: they need none of its results."""
+        if not any(chunk.sequence.constraint is not None for chunk in plan.sampling_chunks):
+            return draw(plan, self.runner.run(plan), self.sampler)
+        filling = self._grammars.submit(fill_masks, plan, self.vocab_size)
+        try:
+            logits = self.runner.run(plan)
+        finally:
+            wait([filling])  # a grammar has one user at a time
+        return draw(plan, logits, self.sampler, filling.result(), self._forbid)
 
     def _read_out(self, plan: StepPlan) -> None:
         row = 0

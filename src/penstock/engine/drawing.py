@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.engine.penalties import PenaltyState
@@ -15,8 +16,8 @@ from penstock.engine.plan import Chunk, StepPlan
 from penstock.engine.sampler import Sampler
 from penstock.engine.sampling import Mask, SamplingParams, TokenLogprobs
 
-Forbid = Callable[[Tensor, Mask], None]
-"""Sets the logits (n, vocab_size) of tokens whose bit in the masks (n, words) is 0 to minus infinity."""
+Forbid = Callable[[Tensor, NDArray[np.int32], Mask], None]
+"""In rows (m,) of logits (n, vocab_size), tokens whose bit in masks (m, words) is 0 become minus infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,54 @@ class Drawn:
     """By row, where they were asked for."""
 
 
-def forbid(logits: Tensor, masks: Mask) -> None:
+def forbid(logits: Tensor, rows: NDArray[np.int32], masks: Mask) -> None:
     """See Forbid; on any device."""
     bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[-1]]
     allowed = torch.from_numpy(bits).to(logits.device, torch.bool)
-    logits.masked_fill_(~allowed, float("-inf"))
+    chosen = torch.from_numpy(rows).to(logits.device, torch.int64)
+    logits[chosen] = logits[chosen].masked_fill(~allowed, float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What the grammars of a step allow."""
+
+    rows: NDArray[np.int32]
+    """(m,): the rows that draw under a grammar."""
+    allowed: Mask
+    """(m, words)"""
+
+
+def fill_masks(plan: StepPlan, vocab_size: int) -> Masks | None:
+    """Asks the grammars of a plan; None if it has none. It needs no logits: it may run beside the pass.
+
+    Raises:
+        EngineError: an answer is not of its grammar.
+    """
+    rows: list[int] = []
+    chunks: list[Chunk] = []
+    first = 0
+    for chunk in plan.sampling_chunks:
+        if chunk.sequence.constraint is not None:
+            rows += range(first, first + chunk.num_draws)
+            chunks.append(chunk)
+        first += chunk.num_draws
+    if not chunks:
+        return None
+    allowed = np.zeros((len(rows), -(-vocab_size // 32)), dtype=np.int32)
+    first = 0
+    for chunk in chunks:
+        sequence, part = chunk.sequence, allowed[first : first + chunk.num_draws]
+        assert sequence.constraint is not None
+        sequence.constraint.fill(part, sequence.answer, chunk.draft)
+        first += chunk.num_draws
+    return Masks(np.asarray(rows, dtype=np.int32), allowed)
 
 
 @torch.inference_mode()
-def draw(plan: StepPlan, logits: Tensor, sampler: Sampler, forbid: Forbid = forbid) -> Drawn:
+def draw(
+    plan: StepPlan, logits: Tensor, sampler: Sampler, masks: Masks | None = None, forbid: Forbid = forbid
+) -> Drawn:
     """Draws a token for every row of `logits`, float32 (rows that draw, vocab_size), which it may change."""
     params: list[SamplingParams] = []
     positions: list[int] = []
@@ -49,11 +89,13 @@ def draw(plan: StepPlan, logits: Tensor, sampler: Sampler, forbid: Forbid = forb
         positions += range(len(sequence.tokens), len(sequence.tokens) + chunk.num_draws)
         if sequence.sampling.logprobs is not None:
             asked += range(first, len(params))
-        if sequence.sampling.has_edits or sequence.constraint is not None:
+        if sequence.sampling.has_edits:
             edited.append((first, chunk))
     raw = logits[asked].log_softmax(-1) if asked else None
     for first, chunk in edited:
-        _edit(logits[first : first + chunk.num_draws], chunk, forbid)
+        _edit(logits[first : first + chunk.num_draws], chunk)
+    if masks is not None:
+        forbid(logits, masks.rows, masks.allowed)
     tokens = sampler(logits, params, positions)
     if raw is None:
         return Drawn(tokens)
@@ -71,7 +113,7 @@ def _logprobs(
         yield row, TokenLogprobs(chosen[i], tuple(zip(order[i][:top], best[i][:top], strict=True)))
 
 
-def _edit(logits: Tensor, chunk: Chunk, forbid: Forbid) -> None:
+def _edit(logits: Tensor, chunk: Chunk) -> None:
     """Changes the rows of one chunk, each as if its draft up to there were the text."""
     sequence, sampling = chunk.sequence, chunk.sequence.sampling
     state = sequence.penalties
@@ -90,10 +132,6 @@ def _edit(logits: Tensor, chunk: Chunk, forbid: Forbid) -> None:
             row[list(sampling.stop_token_ids)] = float("-inf")
     if state is not None:
         state.withdraw(chunk.draft)
-    if sequence.constraint is not None:
-        masks = np.zeros((len(logits), -(-logits.shape[-1] // 32)), dtype=np.int32)
-        sequence.constraint.fill(masks, sequence.answer, chunk.draft)
-        forbid(logits, masks)
 
 
 def _penalise(row: Tensor, state: PenaltyState, sampling: SamplingParams) -> None:

@@ -82,7 +82,7 @@ def load_model(settings: EngineSettings, name: str) -> ServedModel:
             f"{spec.vocab_size}: they do not belong together"
         )
     runner = _load_runner(settings, directory, memory, threads, name)
-    core = _build_core(settings, memory, runner, threads)
+    core = _build_core(settings, memory, runner, spec.vocab_size, threads)
     _warm_up(core)
     kv_events, kv = _event_log(settings, core), _open_store(settings, directory, spec, core, runner)
     adapters = _load_adapters(settings, name, spec, runner)
@@ -138,7 +138,7 @@ def _load_runner(
 
 
 def _build_core(
-    settings: EngineSettings, memory: MemoryPlan, runner: ForwardPass, threads: int
+    settings: EngineSettings, memory: MemoryPlan, runner: ForwardPass, vocab_size: int, threads: int
 ) -> EngineCore:
     kernels = memory.compute.kernels
     native = None if kernels is None else NativeSampler(kernels, threads)
@@ -150,6 +150,7 @@ def _build_core(
         limits,
         memory.num_blocks,
         memory.block_size,
+        vocab_size=vocab_size,
         prefix_cache=settings.prefix_cache,
         decode_slowdown=settings.decode_slowdown,
         sampler=native or sample,

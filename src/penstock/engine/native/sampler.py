@@ -6,6 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.engine.sampler import uniform
@@ -34,6 +35,6 @@ class NativeSampler:
         )
         return [None if token < 0 else token for token in tokens]
 
-    def forbid(self, logits: Tensor, masks: Mask) -> None:
+    def forbid(self, logits: Tensor, rows: NDArray[np.int32], masks: Mask) -> None:
         """See :data:`penstock.engine.drawing.Forbid`."""
-        self._kernels.forbid(logits.numpy(), masks)
+        self._kernels.forbid(self._pool, logits.numpy(), rows, masks)

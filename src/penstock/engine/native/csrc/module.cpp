@@ -190,13 +190,16 @@ std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const A
   return tokens;
 }
 
-void forbid_tokens(Array<float>& logits, const Array<int32_t>& masks) {
+void forbid_tokens(Pool& pool, Array<float>& logits, const Array<int32_t>& rows, const Array<int32_t>& masks) {
   if (logits.ndim() != 2) throw std::invalid_argument("logits has the wrong shape");
-  const int64_t rows = logits.shape(0), size = logits.shape(1), words = ceil_div(size, 32);
-  require_shape(masks, {rows, words}, "masks");
+  const int64_t size = logits.shape(1), words = ceil_div(size, 32), count = length_of(rows, "rows");
+  require_shape(masks, {count, words}, "masks");
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows.data()[i] < 0 || rows.data()[i] >= logits.shape(0)) throw std::invalid_argument("no such row");
+  }
   float* out = logits.mutable_data();
   py::gil_scoped_release release;
-  for (int64_t i = 0; i < rows; ++i) forbid(out + i * size, size, masks.data() + i * words);
+  pool.run(count, [&](int64_t i) { forbid(out + rows.data()[i] * size, size, masks.data() + i * words); });
 }
 
 }  // namespace
@@ -205,7 +208,7 @@ PYBIND11_MODULE(penstock_kernels, m) {
   py::class_<Pool>(m, "Pool").def(py::init<int>(), py::arg("threads")).def_property_readonly("threads", &Pool::threads);
 
   m.def("sample", &sample_rows);
-  m.def("forbid", &forbid_tokens, py::arg("logits").noconvert(), py::arg("masks"));
+  m.def("forbid", &forbid_tokens, py::arg("pool"), py::arg("logits").noconvert(), py::arg("rows"), py::arg("masks"));
   // What the allocator keeps of memory that was freed: a good deal, after a checkpoint was read.
   m.def("give_memory_back", [] {
 #ifdef __GLIBC__
