@@ -21,7 +21,7 @@ from torch import Tensor
 
 from penstock.engine.core import EngineCore
 from penstock.engine.sampler import Sampler
-from penstock.engine.sampling import SamplingParams
+from penstock.engine.sampling import Masks, SamplingParams
 from penstock.engine.sequence import Sequence as EngineSequence
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,10 +39,14 @@ class Dictated:
         """Of the sequence, from its position 0 on."""
 
     def __call__(
-        self, logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
+        self,
+        logits: Tensor,
+        params: Sequence[SamplingParams],
+        positions: Sequence[int],
+        masks: Masks | None = None,
     ) -> list[int | None]:
         """See Sampler."""
-        self.inner(logits, params, positions)
+        self.inner(logits, params, positions, masks)
         return [self.tokens[position % len(self.tokens)] for position in positions]
 
 

@@ -12,9 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native_kernels import find_kernels, needs_kernels
-from penstock.engine.drawing import draw, fill_masks, forbid
-from penstock.engine.native.sampler import NativeSampler
+from penstock.engine.drawing import draw, fill_masks
 from penstock.engine.plan import Chunk, StepPlan
 from penstock.engine.sampler import sample
 from penstock.engine.sampling import Mask, SamplingParams
@@ -32,9 +30,9 @@ def seen(plan: StepPlan, given: torch.Tensor) -> torch.Tensor:
     """The logits as the sampler gets them."""
     caught: list[torch.Tensor] = []
 
-    def keep(edited: torch.Tensor, params: Any, positions: Any) -> list[int | None]:
+    def keep(edited: torch.Tensor, params: Any, positions: Any, masks: Any) -> list[int | None]:
         caught.append(edited.clone())
-        return sample(edited, params, positions)
+        return sample(edited, params, positions, masks)
 
     draw(plan, given.clone(), keep)
     return caught[0]
@@ -148,19 +146,3 @@ def test_a_constraint_forbids_tokens_row_by_row() -> None:
     assert [token % 2 for token in drawn.tokens if token is not None] == [0, 0, 0]
     assert drawn.tokens[1] > 10
     assert drawn.tokens[2] > 20
-
-
-@needs_kernels
-@given(st.integers(1, 200), st.integers(0, 2**32 - 1))
-def test_the_kernels_forbid_what_pytorch_forbids(size: int, seed: int) -> None:
-    """Any width, any mask; what is allowed keeps its bits."""
-    rng = np.random.default_rng(seed)
-    masks = rng.integers(-(2**31), 2**31, size=(3, -(-size // 32)), dtype=np.int64).astype(np.int32)
-    masks[1] = -1
-    given = torch.from_numpy(rng.standard_normal((4, size)).astype(np.float32))
-    expected, found = given.clone(), given.clone()
-    rows = np.asarray([3, 0, 2], dtype=np.int32)
-    forbid(expected, rows, masks)
-    NativeSampler(find_kernels(), 2).forbid(found, rows, masks)
-    assert torch.equal(expected, found)
-    assert torch.equal(found[[0, 1]], given[[0, 1]])

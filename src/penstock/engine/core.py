@@ -14,7 +14,7 @@ from torch import Tensor
 
 from penstock.base.errors import EngineError
 from penstock.engine.blocks import BlockPool
-from penstock.engine.drawing import Drawn, Forbid, draw, fill_masks, forbid
+from penstock.engine.drawing import Drawn, draw, fill_masks
 from penstock.engine.pacing import Pacer
 from penstock.engine.plan import Chunk, Limits, StepPlan
 from penstock.engine.readout import StepView
@@ -92,7 +92,6 @@ class EngineCore:
         prefix_cache: bool = True,
         decode_slowdown: float = 0.0,
         sampler: Sampler = sample,
-        forbid: Forbid = forbid,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`decode_slowdown` and `prefix_cache` are the settings of these names. `vocab_size` is the model's,
@@ -103,7 +102,6 @@ class EngineCore:
         """
         self.runner = runner
         self.sampler = sampler
-        self._forbid = forbid
         self.vocab_size = vocab_size
         self._grammars = ThreadPoolExecutor(1, "grammars")  # its thread begins with the first grammar
         self.limits = limits
@@ -242,7 +240,7 @@ class EngineCore:
             logits = self.runner.run(plan)
         finally:
             wait([filling])  # a grammar has one user at a time
-        return draw(plan, logits, self.sampler, filling.result(), self._forbid)
+        return draw(plan, logits, self.sampler, filling.result())
 
     def _read_out(self, plan: StepPlan) -> None:
         row = 0

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.engine.penalties import PenaltyState
 from penstock.engine.plan import Chunk, StepPlan
 from penstock.engine.sampler import Sampler
-from penstock.engine.sampling import Mask, SamplingParams, TokenLogprobs
-
-Forbid = Callable[[Tensor, NDArray[np.int32], Mask], None]
-"""In rows (m,) of logits (n, vocab_size), tokens whose bit in masks (m, words) is 0 become minus infinity."""
+from penstock.engine.sampling import Masks, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +24,6 @@ class Drawn:
     """None for a row that holds no distribution."""
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     """By row, where they were asked for."""
-
-
-def forbid(logits: Tensor, rows: NDArray[np.int32], masks: Mask) -> None:
-    """See Forbid; on any device."""
-    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[-1]]
-    allowed = torch.from_numpy(bits).to(logits.device, torch.bool)
-    chosen = torch.from_numpy(rows).to(logits.device, torch.int64)
-    logits[chosen] = logits[chosen].masked_fill(~allowed, float("-inf"))
-
-
-@dataclass(frozen=True, slots=True)
-class Masks:
-    """What the grammars of a step allow."""
-
-    rows: NDArray[np.int32]
-    """(m,): the rows that draw under a grammar."""
-    allowed: Mask
-    """(m, words)"""
 
 
 def fill_masks(plan: StepPlan, vocab_size: int) -> Masks | None:
@@ -75,9 +53,7 @@ def fill_masks(plan: StepPlan, vocab_size: int) -> Masks | None:
 
 
 @torch.inference_mode()
-def draw(
-    plan: StepPlan, logits: Tensor, sampler: Sampler, masks: Masks | None = None, forbid: Forbid = forbid
-) -> Drawn:
+def draw(plan: StepPlan, logits: Tensor, sampler: Sampler, masks: Masks | None = None) -> Drawn:
     """Draws a token for every row of `logits`, float32 (rows that draw, vocab_size), which it may change."""
     params: list[SamplingParams] = []
     positions: list[int] = []
@@ -94,9 +70,7 @@ def draw(
     raw = logits[asked].log_softmax(-1) if asked else None
     for first, chunk in edited:
         _edit(logits[first : first + chunk.num_draws], chunk)
-    if masks is not None:
-        forbid(logits, masks.rows, masks.allowed)
-    tokens = sampler(logits, params, positions)
+    tokens = sampler(logits, params, positions, masks)
     if raw is None:
         return Drawn(tokens)
     return Drawn(tokens, dict(_logprobs(raw, asked, [params[row].logprobs or 0 for row in asked], tokens)))

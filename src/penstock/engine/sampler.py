@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.sampling import SamplingParams
+from penstock.engine.sampling import Masks, SamplingParams
 
 _MASK = (1 << 64) - 1
 
@@ -21,7 +22,11 @@ class Sampler(Protocol):
     """Draws tokens as :func:`sample` does."""
 
     def __call__(
-        self, logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]
+        self,
+        logits: Tensor,
+        params: SequenceOf[SamplingParams],
+        positions: SequenceOf[int],
+        masks: Masks | None = None,
     ) -> list[int | None]:
         """See :func:`sample`."""
         ...
@@ -36,18 +41,24 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]
+    logits: Tensor,
+    params: SequenceOf[SamplingParams],
+    positions: SequenceOf[int],
+    masks: Masks | None = None,
 ) -> list[int | None]:
     """Draws one token per row.
 
     Args:
-        logits: float32 (n, vocab_size), left as it is.
+        logits: float32 (n, vocab_size); those of masked rows may change.
         params: n sampling parameters.
         positions: n places of the new tokens in their sequences; with the seed they fix the draw.
+        masks: what may come, by row; None allows everything.
 
     Returns:
         n token ids; None for a row that holds no distribution (NaN, or nothing finite above it).
     """
+    if masks is not None:
+        _forbid(logits, masks)
     likeliest, tokens_of = logits.max(-1)  # NaN wins every comparison here, so the maximum shows it
     is_sound: list[bool] = likeliest.isfinite().tolist()
     tokens: list[int | None] = [
@@ -66,6 +77,14 @@ def sample(
             for row, token in zip(rows, chosen.squeeze(-1).tolist(), strict=True):
                 tokens[row] = token
     return tokens
+
+
+def _forbid(logits: Tensor, masks: Masks) -> None:
+    """Sets the logits of tokens that may not come to minus infinity."""
+    bits = np.unpackbits(masks.allowed.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[-1]]
+    allowed = torch.from_numpy(bits).to(logits.device, torch.bool)
+    rows = torch.from_numpy(masks.rows).to(logits.device, torch.int64)
+    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
 
 
 def _draw_plain(logits: Tensor, params: SequenceOf[SamplingParams], uniforms: Tensor) -> Tensor:

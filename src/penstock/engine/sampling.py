@@ -13,6 +13,16 @@ Mask = NDArray[np.int32]
 """Allowed tokens as bits: token t is bit t % 32 of word t // 32."""
 
 
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What the grammars of one step allow."""
+
+    rows: NDArray[np.int32]
+    """(m,): the rows of its logits that have a grammar."""
+    allowed: Mask
+    """(m, words)"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is drawn and when to end.

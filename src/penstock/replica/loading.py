@@ -12,7 +12,6 @@ from penstock.engine.adapter_store import AdapterStore
 from penstock.engine.checkpoint import resolve
 from penstock.engine.compute import choose_compute
 from penstock.engine.core import EngineCore, ForwardPass
-from penstock.engine.drawing import forbid
 from penstock.engine.encoder_spec import EncoderSpec
 from penstock.engine.kv_events import KVEventLog
 from penstock.engine.kv_fingerprint import fingerprint_of
@@ -154,7 +153,6 @@ def _build_core(
         prefix_cache=settings.prefix_cache,
         decode_slowdown=settings.decode_slowdown,
         sampler=native or sample,
-        forbid=forbid if native is None else native.forbid,
     )
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.engine.sampler import uniform
-from penstock.engine.sampling import Mask, SamplingParams
+from penstock.engine.sampling import Masks, SamplingParams
 
 
 class NativeSampler:
@@ -21,7 +20,11 @@ class NativeSampler:
         self._pool = kernels.Pool(threads)
 
     def __call__(
-        self, logits: Tensor, params: SequenceOf[SamplingParams], positions: SequenceOf[int]
+        self,
+        logits: Tensor,
+        params: SequenceOf[SamplingParams],
+        positions: SequenceOf[int],
+        masks: Masks | None = None,
     ) -> list[int | None]:
         """See :func:`penstock.engine.sampler.sample`."""
         tokens: list[int] = self._kernels.sample(
@@ -32,9 +35,7 @@ class NativeSampler:
             np.asarray([param.top_p for param in params], dtype=np.float64),
             np.asarray([param.min_p for param in params], dtype=np.float64),
             np.asarray([uniform(p.seed, position) for p, position in zip(params, positions, strict=True)]),
+            None if masks is None else masks.rows,
+            None if masks is None else masks.allowed,
         )
         return [None if token < 0 else token for token in tokens]
-
-    def forbid(self, logits: Tensor, rows: NDArray[np.int32], masks: Mask) -> None:
-        """See :data:`penstock.engine.drawing.Forbid`."""
-        self._kernels.forbid(self._pool, logits.numpy(), rows, masks)

@@ -5,6 +5,7 @@
 
 #include <malloc.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -168,9 +169,25 @@ void write_block(KVCache& cache, int64_t block, const Array<uint8_t>& page) {
   cache.write_block(block, from);
 }
 
-std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const Array<double>& temperature,
+// What grammars allow, by row of the logits; nullptr where there is none.
+std::vector<const int32_t*> masks_by_row(int64_t rows, int64_t size, const std::optional<Array<int32_t>>& masked,
+                                         const std::optional<Array<int32_t>>& allowed) {
+  std::vector<const int32_t*> found(rows, nullptr);
+  if (!masked || !allowed) return found;
+  const int64_t count = length_of(*masked, "masked"), words = ceil_div(size, 32);
+  require_shape(*allowed, {count, words}, "allowed");
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = masked->data()[i];
+    if (row < 0 || row >= rows) throw std::invalid_argument("no such row");
+    found[row] = allowed->data() + i * words;
+  }
+  return found;
+}
+
+std::vector<int32_t> sample_rows(Pool& pool, Array<float>& logits, const Array<double>& temperature,
                                  const Array<int32_t>& top_k, const Array<double>& top_p, const Array<double>& min_p,
-                                 const Array<double>& uniform) {
+                                 const Array<double>& uniform, const std::optional<Array<int32_t>>& masked,
+                                 const std::optional<Array<int32_t>>& allowed) {
   if (logits.ndim() != 2 || logits.shape(1) < 1) throw std::invalid_argument("logits has the wrong shape");
   const int64_t rows = logits.shape(0), size = logits.shape(1);
   require_shape(temperature, {rows}, "temperature");
@@ -181,25 +198,17 @@ std::vector<int32_t> sample_rows(Pool& pool, const Array<float>& logits, const A
   for (int64_t i = 0; i < rows; ++i) {
     if (top_k.data()[i] < 0) throw std::invalid_argument("top_k is a number of tokens, or 0 for all");
   }
+  const auto masks = masks_by_row(rows, size, masked, allowed);
+  float* values = masked ? logits.mutable_data() : nullptr;
   std::vector<int32_t> tokens(rows);
   py::gil_scoped_release release;
   pool.run(rows, [&](int64_t i) {
-    tokens[i] = sample(logits.data() + i * size, size,
-                       {temperature.data()[i], top_k.data()[i], top_p.data()[i], min_p.data()[i], uniform.data()[i]});
+    const Sampling sampling{temperature.data()[i], top_k.data()[i], top_p.data()[i], min_p.data()[i],
+                            uniform.data()[i]};
+    tokens[i] = masks[i] ? sample_allowed(values + i * size, size, masks[i], sampling)
+                         : sample(logits.data() + i * size, size, sampling);
   });
   return tokens;
-}
-
-void forbid_tokens(Pool& pool, Array<float>& logits, const Array<int32_t>& rows, const Array<int32_t>& masks) {
-  if (logits.ndim() != 2) throw std::invalid_argument("logits has the wrong shape");
-  const int64_t size = logits.shape(1), words = ceil_div(size, 32), count = length_of(rows, "rows");
-  require_shape(masks, {count, words}, "masks");
-  for (int64_t i = 0; i < count; ++i) {
-    if (rows.data()[i] < 0 || rows.data()[i] >= logits.shape(0)) throw std::invalid_argument("no such row");
-  }
-  float* out = logits.mutable_data();
-  py::gil_scoped_release release;
-  pool.run(count, [&](int64_t i) { forbid(out + rows.data()[i] * size, size, masks.data() + i * words); });
 }
 
 }  // namespace
@@ -207,8 +216,9 @@ void forbid_tokens(Pool& pool, Array<float>& logits, const Array<int32_t>& rows,
 PYBIND11_MODULE(penstock_kernels, m) {
   py::class_<Pool>(m, "Pool").def(py::init<int>(), py::arg("threads")).def_property_readonly("threads", &Pool::threads);
 
-  m.def("sample", &sample_rows);
-  m.def("forbid", &forbid_tokens, py::arg("pool"), py::arg("logits").noconvert(), py::arg("rows"), py::arg("masks"));
+  m.def("sample", &sample_rows, py::arg("pool"), py::arg("logits").noconvert(), py::arg("temperature"),
+        py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("uniform"), py::arg("masked") = py::none(),
+        py::arg("allowed") = py::none());
   // What the allocator keeps of memory that was freed: a good deal, after a checkpoint was read.
   m.def("give_memory_back", [] {
 #ifdef __GLIBC__

@@ -18,6 +18,9 @@ constexpr int kSteps = 1024;
 constexpr double kStepsPerNat = 16.0;
 constexpr int64_t kBlock = 1024;
 
+// Where a grammar allows at most one token of so many, those are drawn from apart.
+constexpr int64_t kFewOf = 8;
+
 struct Candidate {
   float logit;
   int32_t token;
@@ -223,6 +226,18 @@ int32_t draw_filtered(const float* logits, int64_t size, float largest, const Sa
   return token;
 }
 
+// Sets the logits of tokens whose bit in `allowed` is 0 to minus infinity.
+void forbid(float* logits, int64_t size, const int32_t* allowed) {
+  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < size; i += 2 * kLanes) {
+    const uint32_t bits = ~static_cast<uint32_t>(allowed[i / 32]);
+    if (bits == 0) continue;
+    const auto low = static_cast<__mmask16>(bits), high = static_cast<__mmask16>(bits >> kLanes);
+    _mm512_mask_storeu_ps(logits + i, low & first_lanes(size - i), never);
+    _mm512_mask_storeu_ps(logits + i + kLanes, high & first_lanes(std::max<int64_t>(size - i - kLanes, 0)), never);
+  }
+}
+
 }  // namespace
 
 int32_t sample(const float* logits, int64_t size, const Sampling& sampling) {
@@ -233,15 +248,28 @@ int32_t sample(const float* logits, int64_t size, const Sampling& sampling) {
   return is_filtered ? draw_filtered(logits, size, largest, sampling) : draw_plain(logits, size, largest, sampling);
 }
 
-void forbid(float* logits, int64_t size, const int32_t* allowed) {
-  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < size; i += 2 * kLanes) {
-    const uint32_t bits = ~static_cast<uint32_t>(allowed[i / 32]);
-    if (bits == 0) continue;
-    const auto low = static_cast<__mmask16>(bits), high = static_cast<__mmask16>(bits >> kLanes);
-    _mm512_mask_storeu_ps(logits + i, low & first_lanes(size - i), never);
-    _mm512_mask_storeu_ps(logits + i + kLanes, high & first_lanes(std::max<int64_t>(size - i - kLanes, 0)), never);
+int32_t sample_allowed(float* logits, int64_t size, const int32_t* allowed, const Sampling& sampling) {
+  thread_local std::vector<float> kept;
+  thread_local std::vector<int32_t> tokens;
+  const int64_t few = size / kFewOf;
+  int64_t count = 0;
+  for (int64_t word = 0; word < ceil_div(size, 32) && count <= few; ++word) count += __builtin_popcount(allowed[word]);
+  if (count > few) {
+    forbid(logits, size, allowed);
+    return sample(logits, size, sampling);
   }
+  kept.clear();
+  tokens.clear();
+  for (int64_t first = 0; first < size; first += 32) {
+    for (auto bits = static_cast<uint32_t>(allowed[first / 32]); bits; bits &= bits - 1) {
+      const int64_t token = first + __builtin_ctz(bits);
+      if (token >= size) break;
+      kept.push_back(logits[token]);
+      tokens.push_back(static_cast<int32_t>(token));
+    }
+  }
+  const int32_t at = sample(kept.data(), static_cast<int64_t>(kept.size()), sampling);
+  return at < 0 ? at : tokens[at];
 }
 
 }  // namespace penstock

@@ -18,7 +18,7 @@ constexpr double kGreedyBelow = 1e-5;
 // The token, or -1 if the row holds no distribution (NaN, or nothing finite above it).
 int32_t sample(const float* logits, int64_t size, const Sampling& sampling);
 
-// Sets the logits of tokens whose bit in `allowed` is 0 to minus infinity; token t is bit t % 32 of word t / 32.
-void forbid(float* logits, int64_t size, const int32_t* allowed);
+// The same among the tokens whose bit in `allowed` is 1; token t is bit t % 32 of word t / 32. May change the logits.
+int32_t sample_allowed(float* logits, int64_t size, const int32_t* allowed, const Sampling& sampling);
 
 }  // namespace penstock
