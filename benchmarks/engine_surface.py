@@ -22,6 +22,7 @@ from peers.checkpoint import ensure_checkpoint  # noqa: E402
 from peers.environments import BENCHMARKS, MODELS  # noqa: E402
 from peers.figures import Bar, bars_table, machine, ratios, summary, table, write_between_markers  # noqa: E402
 from surface import dictated, echo, schemas  # noqa: E402
+from surface.turns import speeds  # noqa: E402
 
 from penstock.engine.settings import EngineSettings  # noqa: E402
 from penstock.replica.loading import load_model  # noqa: E402
@@ -31,7 +32,7 @@ RESULTS = BENCHMARKS / "results" / "engine_surface.json"
 PAGE = BENCHMARKS.parent / "docs" / "benchmarks.md"
 LEAST_REPEATS = 5
 KV_CACHE_MB = 384
-DRAFT_ROWS = EngineSettings().draft_rows
+DRAFTS = {"plain": 0, "drafts": EngineSettings().draft_rows}
 
 
 def say(text: str) -> None:
@@ -46,12 +47,12 @@ def lookup(model: ServedModel, repeats: int) -> dict[str, dict[str, list[float]]
     core.sampler = sampler
     found: dict[str, dict[str, list[float]]] = {}
     for name, text in dictated.texts().items():
-        found[name] = {"plain": [], "drafts": []}
-        for turn in range(repeats + 1):
-            for kind, rows in (("plain", 0), ("drafts", DRAFT_ROWS)):
-                speed = dictated.tokens_per_s(core, sampler, text, rows)
-                if turn:  # the first one warms up
-                    found[name][kind].append(speed)
+        found[name] = speeds(
+            lambda kind, text=text: dictated.seconds_per_token(core, sampler, text, DRAFTS[kind]),
+            "plain",
+            "drafts",
+            repeats,
+        )
         say(f"{name}: {summary(found[name]['plain'])} tok/s, with drafts {summary(found[name]['drafts'])}")
     core.sampler = sampler.inner
     return found

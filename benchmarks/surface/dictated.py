@@ -84,8 +84,8 @@ def texts() -> dict[str, Text]:
     }
 
 
-def tokens_per_s(core: EngineCore, dictated: Dictated, text: Text, draft_rows: int) -> float:
-    """Speed of one answer after its prompt is computed, with drafts of up to that many rows."""
+def seconds_per_token(core: EngineCore, dictated: Dictated, text: Text, draft_rows: int) -> float:
+    """Of one answer after its prompt is computed, with drafts of up to that many rows."""
     core.limits = core.scheduler.limits = replace(core.limits, max_draft_rows=draft_rows)
     dictated.tokens = [*text.prompt, *text.answer]
     sampling = SamplingParams(max_tokens=len(text.answer), temperature=0.0)
@@ -99,4 +99,4 @@ def tokens_per_s(core: EngineCore, dictated: Dictated, text: Text, draft_rows: i
             started = started or time.perf_counter()
             count += output.token is not None
     assert count == len(text.answer)
-    return (count - 1) / (time.perf_counter() - started)
+    return (time.perf_counter() - started) / (count - 1)

@@ -15,12 +15,11 @@ from penstock.engine.sampling import Constraint, SamplingParams
 from penstock.engine.sequence import Sequence
 from penstock.protocol.response_format import GrammarSpec
 from penstock.replica.model import ServedModel
+from surface.turns import speeds
 
 BATCH = 8
 PROMPT_TOKENS = 64
 TOKENS = 96
-ORDER = ("free", "schema", "schema", "free")
-"""Of one repeat: a machine that drifts hits both kinds."""
 # An array long enough that no answer ends before the others.
 SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -78,13 +77,6 @@ def measure(model: ServedModel, repeats: int, say: Callable[[str], None]) -> dic
     grammar = asyncio.run(model.grammars.compile(spec))
     core, rng = model.service.core, random.Random(9)
     constraints = {"free": None, "schema": grammar.new_constraint}
-    found: dict[str, list[float]] = {"free": [], "schema": []}
-    for turn in range(repeats + 1):
-        seconds = {"free": 0.0, "schema": 0.0}
-        for kind in ORDER:
-            seconds[kind] += seconds_per_token(core, rng, constraints[kind]) / ORDER.count(kind)
-        if turn:  # the first one warms up
-            for kind, spent in seconds.items():
-                found[kind].append(1 / spent)
+    found = speeds(lambda kind: seconds_per_token(core, rng, constraints[kind]), "free", "schema", repeats)
     say(f"JSON: {median(found['free']):.0f} tok/s without, {median(found['schema']):.0f} with a schema")
     return found
